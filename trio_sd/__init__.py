@@ -1,0 +1,1 @@
+"""Service discovery for Trio programs, in the dialect of Prometheus."""

@@ -1,0 +1,1 @@
+"""From text to typed, frozen, hashable configuration."""

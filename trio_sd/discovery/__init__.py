@@ -1,0 +1,1 @@
+"""The mechanisms, one room each, and the registry that knows them all."""

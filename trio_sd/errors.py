@@ -1,0 +1,51 @@
+"""The exceptions that trio_sd raises on purpose.
+
+A message names what went wrong, where, what was found and what was expected. Using a closed manager raises
+:class:`trio.ClosedResourceError`, as Trio's own resources do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["ConfigError", "DiscoveryError", "Position", "TrioSDError"]
+
+
+class TrioSDError(Exception):
+    """Every exception of this package's own derives from this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in a text: ``file`` as the user named it, ``line`` and ``column`` counted from 1."""
+
+    file: str
+    line: int
+    column: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
+
+class ConfigError(TrioSDError):
+    """A configuration that can't be used.
+
+    Attributes:
+      message: what is wrong: what was found, and what was expected.
+      position: where, or ``None`` when there is no text to point at (the file can't be read, say).
+      path: the place in the document, such as ``scrape_configs[0].file_sd_configs[1].files``; empty at its root.
+    """
+
+    def __init__(self, message: str, position: Position | None = None, path: str = "") -> None:
+        super().__init__(message, position, path)
+        self.message = message
+        self.position = position
+        self.path = path
+
+    def __str__(self) -> str:
+        where = [str(part) for part in (self.position, self.path) if part]
+        return ": ".join([*where, self.message])
+
+
+class DiscoveryError(TrioSDError):
+    """A discoverer could not find out what it was asked for; what it found before is still shown."""

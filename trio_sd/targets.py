@@ -1,0 +1,118 @@
+"""Target groups: what a discoverer finds.
+
+The values here are immutable all the way down, so that they are shared between the store, snapshots, updates and
+every subscriber without a copy, compared to find what changed, and hashed as parts of a configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Final
+
+__all__ = [
+    "ADDRESS_LABEL",
+    "META_LABEL_PREFIX",
+    "Labels",
+    "TargetGroup",
+    "join_host_port",
+]
+
+ADDRESS_LABEL: Final = "__address__"
+META_LABEL_PREFIX: Final = "__meta_"
+
+
+class Labels(Mapping[str, str]):
+    """An immutable, hashable label set, ordered by name.
+
+    Equal to any mapping with the same items. It is a flat, sorted tuple of names and values: a one-label set takes
+    96 bytes where a ``dict`` takes 184, which counts when a hundred thousand targets are held. Look-up is a linear
+    scan; label sets are small.
+
+    Raises:
+      TypeError: if a name or a value is not a ``str``.
+    """
+
+    __slots__ = ("_flat",)
+    _flat: tuple[str, ...]
+
+    def __init__(self, labels: Mapping[str, str] = {}) -> None:
+        if isinstance(labels, Labels):
+            self._flat = labels._flat
+            return
+        flat = tuple(chain.from_iterable(sorted(labels.items()) if len(labels) > 1 else labels.items()))
+        for text in flat:
+            if type(text) is not str:
+                raise TypeError(f"label names and values are str, not {type(text).__name__}: {text!r}")
+        self._flat = flat
+
+    def __getitem__(self, name: str) -> str:
+        pairs = iter(self._flat)
+        for key in pairs:
+            value = next(pairs)
+            if key == name:
+                return value
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._flat[::2])
+
+    def __len__(self) -> int:
+        return len(self._flat) // 2
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Labels):
+            return self._flat == other._flat
+        if isinstance(other, Mapping):
+            return dict(self) == dict(other)
+        return NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._flat)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+_NO_LABELS: Final = Labels()
+
+
+@dataclass(frozen=True, slots=True)
+class TargetGroup:
+    """Targets that were found together, and the labels that they share.
+
+    A discoverer names each group by its ``source``, unique among its own groups and stable from one update to the
+    next. A group without targets says that its source has nothing (any more).
+
+    Args:
+      source: where the group comes from: ``path:index`` for a file, a znode's path for ZooKeeper.
+      targets: one label set a target. A target's labels win over the group's.
+      labels: labels of every target in the group.
+
+    Raises:
+      TypeError: if ``source``, a label name or a label value is not a ``str``.
+    """
+
+    source: str
+    targets: Sequence[Mapping[str, str]]
+    labels: Mapping[str, str] = _NO_LABELS
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, str):
+            raise TypeError(f"a target group's source is a str, not {type(self.source).__name__}: {self.source!r}")
+        freeze = object.__setattr__
+        freeze(self, "targets", tuple([t if type(t) is Labels else Labels(t) for t in self.targets]))
+        if type(self.labels) is not Labels:
+            freeze(self, "labels", Labels(self.labels))
+
+
+def join_host_port(host: str, port: int | str) -> str:
+    """Return ``host:port``, with brackets around an IPv6 address that has none yet.
+
+    >>> join_host_port("example.org", 80), join_host_port("::1", 80), join_host_port("[::1]", 80)
+    ('example.org:80', '[::1]:80', '[::1]:80')
+    """
+    if ":" in host and not host.startswith("["):
+        host = f"[{host}]"
+    return f"{host}:{port}"
