@@ -1,0 +1,255 @@
+"""One provider: runs the discoverer of one configuration, whatever it does.
+
+Theory of operation
+===================
+
+A provider is one task with one cancel scope. Each attempt has a nursery of its own, which holds what the discoverer
+runs in and the pump that carries its updates into the store; when the attempt ends, however it ends, nothing of it is
+left. The updates channel has capacity 0, so a discoverer is held back while the engine is busy and nothing queues.
+
+This is the one supervision boundary of the engine: what a discoverer raises ends here. It is told in statistics and
+in the log, what the discoverer had sent stays, and a new discoverer is made after a pause. The pause doubles with
+every failure in a row and is drawn at random from its upper half, so that a thousand providers whose server went away
+do not come back in step.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import trio
+
+from .discoverer import Discoverer, DiscovererConfig, DiscovererOptions, DiscovererStatistics, ReportsStatistics
+from .errors import DiscoveryError
+from .store import TargetStore
+from .targets import TargetGroup
+
+__all__ = ["Backoff", "Provider", "ProviderState", "ProviderStatistics"]
+
+logger = logging.getLogger(__name__)
+
+ProviderState = Literal["starting", "synced", "failing", "stopped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How long to wait before a discoverer that failed is run again.
+
+    Attributes:
+      initial: seconds after the first failure, at the most.
+      maximum: seconds after many failures in a row, at the most.
+    """
+
+    initial: float = 1.0
+    maximum: float = 60.0
+
+    def pause(self, streak: int, jitter: float) -> float:
+        """Return the pause in seconds after ``streak`` failures in a row; ``jitter`` is drawn from 0 to 1."""
+        longest = min(self.initial * 2.0 ** min(streak - 1, 60), self.maximum)
+        return longest * (1 + jitter) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderStatistics:
+    """How a provider fares. Times are ``trio.current_time()`` of the run that it is in.
+
+    Attributes:
+      name: ``<mechanism>/<n>``; an equal configuration keeps it over reloads.
+      sets: the sets that it feeds.
+      state: ``starting`` until the first full set of this run; ``synced``; ``failing`` while the last attempt failed
+        or the mechanism tells of errors; ``stopped`` once cancelled.
+      last_attempt: when the discoverer was last started.
+      last_success: when it last sent something, or ``None``. The age of what is shown counts from here.
+      last_error: what last went wrong in this run, as ``Type: message``, or ``None``.
+      failure_streak: attempts that failed since the last success.
+      groups: groups held of it.
+      targets: targets held of it.
+      updates: updates that it has sent in this run.
+      restarts: how often it was run again after a failure, in this run.
+      duplicates: groups lost because another one in the same update had the same source.
+      details: what the mechanism tells of itself.
+    """
+
+    name: str
+    sets: tuple[str, ...]
+    state: ProviderState
+    last_attempt: float | None
+    last_success: float | None
+    last_error: str | None
+    failure_streak: int
+    groups: int
+    targets: int
+    updates: int
+    restarts: int
+    duplicates: int
+    details: DiscovererStatistics = field(default_factory=DiscovererStatistics)
+
+
+class Provider:
+    """Runs the discoverer of ``config`` and reports to ``store`` under ``name``, until it is stopped.
+
+    Args:
+      name: unique in the store.
+      config: makes the discoverers.
+      options: handed to them.
+      store: where updates go, by sync calls.
+      backoff: the pauses after failures.
+      rng: draws the jitter.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: DiscovererConfig,
+        options: DiscovererOptions,
+        store: TargetStore,
+        *,
+        backoff: Backoff,
+        rng: random.Random,
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.settled = trio.Event()
+        """Set when the present run has reported its first full set, or the provider is told to stop."""
+        self.stopped = trio.Event()
+        """Set when nothing of the provider is left running."""
+        self._options = options
+        self._store = store
+        self._backoff = backoff
+        self._rng = rng
+        self._scope = trio.CancelScope()
+        self._round = trio.CancelScope()
+        self._stopping = False
+        self._discoverer: Discoverer | None = None
+        self._last_attempt: float | None = None
+        self._last_success: float | None = None
+        self._last_error: str | None = None
+        self._failure_streak = 0
+        self._backoff_streak = 0
+        self._updates = 0
+        self._restarts = 0
+        self._duplicates = 0
+
+    def stop(self) -> None:
+        """Begin to stop: cancel the discoverer, and ignore what it may still send. Wait for :attr:`stopped`."""
+        self._stopping = True
+        self._scope.cancel()
+        self.settled.set()
+
+    def refresh(self) -> None:
+        """Begin a new run now, without a pause; what is shown stays until its first full set replaces it.
+
+        Wait for :attr:`settled`, which is a new event from here on.
+        """
+        if not self._stopping:
+            self.settled = trio.Event()
+            self._round.cancel()
+
+    async def run(self) -> None:
+        """Run until stopped. Raises nothing that a discoverer raised."""
+        try:
+            with self._scope:
+                while True:
+                    with self._round:
+                        if await self._attempt():
+                            await trio.sleep_forever()  # it has nothing more to say, and stays true
+                        await trio.sleep(self._backoff.pause(self._backoff_streak, self._rng.random()))
+                        self._restarts += 1
+                    self._round = trio.CancelScope()
+                    self._store.begin_run(self.name)
+        finally:
+            self.stopped.set()
+
+    async def _attempt(self) -> bool:
+        """Run one discoverer; return whether it is done for good, rather than failed."""
+        self._last_attempt = trio.current_time()
+        updates_before = self._updates
+        done = False
+        try:
+            self._discoverer = self.config.discoverer(self._options)
+            send, receive = trio.open_memory_channel[Sequence[TargetGroup]](0)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._pump, receive)
+                with send:
+                    await self._discoverer.run(send)
+            if self._updates == updates_before:
+                raise DiscoveryError("the discoverer returned without sending a full set")
+            done = True
+        # This is the supervision boundary: whatever a mechanism raises ends here, and is told.
+        except* Exception as errors:  # noqa: BLE001
+            self._failed(errors)
+        return done
+
+    async def _pump(self, receive: trio.MemoryReceiveChannel[Sequence[TargetGroup]]) -> None:
+        with receive:
+            async for groups in receive:
+                if not self._stopping:
+                    self._take(groups)
+
+    def _take(self, groups: Sequence[TargetGroup]) -> None:
+        reported = self._store.report(self.name, groups)
+        self._updates += 1
+        self._last_success = trio.current_time()
+        self._failure_streak = 0
+        if reported.duplicates:
+            if not self._duplicates:
+                logger.warning(
+                    "provider %s sent %d groups with the source of another group in the same update; "
+                    "the last one of each source counts (told once; statistics go on counting)",
+                    self.name,
+                    reported.duplicates,
+                )
+            self._duplicates += reported.duplicates
+        self.settled.set()
+
+    def _failed(self, errors: BaseExceptionGroup[Exception]) -> None:
+        error = _only(errors)
+        self._last_error = f"{type(error).__name__}: {error}"
+        if self._stopping:
+            return
+        self._failure_streak += 1
+        # A discoverer that fails soon after each success is held back too; one that ran for long begins anew.
+        assert self._last_attempt is not None
+        lived_long = trio.current_time() - self._last_attempt > self._backoff.maximum
+        self._backoff_streak = 1 if lived_long else self._backoff_streak + 1
+        logger.warning("provider %s failed: %s", self.name, self._last_error, exc_info=error)
+
+    def statistics(self, sets: tuple[str, ...]) -> ProviderStatistics:
+        """Return how the provider fares at this moment; ``sets`` are those that it feeds."""
+        groups, targets = self._store.counts(self.name)
+        discoverer = self._discoverer
+        details = discoverer.statistics() if isinstance(discoverer, ReportsStatistics) else DiscovererStatistics()
+        return ProviderStatistics(
+            name=self.name,
+            sets=sets,
+            state=self._state(details),
+            last_attempt=self._last_attempt,
+            last_success=self._last_success,
+            last_error=self._last_error,
+            failure_streak=self._failure_streak,
+            groups=groups,
+            targets=targets,
+            updates=self._updates,
+            restarts=self._restarts,
+            duplicates=self._duplicates,
+            details=details,
+        )
+
+    def _state(self, details: DiscovererStatistics) -> ProviderState:
+        if self._stopping:
+            return "stopped"
+        if self._failure_streak or details.errors:
+            return "failing"
+        return "synced" if self.settled.is_set() else "starting"
+
+
+def _only(errors: BaseExceptionGroup[Exception]) -> BaseException:
+    """Return the one exception that a group holds, however deep, or the group if it holds several."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

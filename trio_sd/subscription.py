@@ -1,0 +1,167 @@
+"""One subscriber: how the newest state reaches a consumer.
+
+Theory of operation
+===================
+
+The store says "something changed" into a trigger channel of capacity 1; a full trigger already says it, so any number
+of changes melt into one. The subscription's task wakes up, pauses if the :class:`Throttle` says so, and offers the
+newest state on a channel of capacity 0.
+
+An offer that nobody has taken yet must not grow old. So a change also cancels the offer under way, at once, inside
+the sync call that made the change: from then on there is nothing to take until the task offers again. Thereby a
+consumer that comes back after a long time receives what is true at that moment, not what was when it was last away.
+Reading the store again is cheap, since the work of an update is done when its changes are first looked at.
+
+Rejected: sending a marker and letting the consumer fetch the state (two calls for the user, and the channel could not
+be a plain ``trio.MemoryReceiveChannel``); a capacity of one (it would hold a state of the past).
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+import trio
+
+from .store import Reader, TargetStore, Update
+
+__all__ = ["Subscription", "SubscriptionStatistics", "Throttle"]
+
+_GROWTH = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Throttle:
+    """The pace of a subscriber's updates, as Prometheus': a first change at once, a burst ever more slowly.
+
+    After an update the next one waits for ``minimum`` seconds; as long as changes keep coming, each wait is half as
+    long again as the one before, up to ``maximum``. When nothing has been delivered for longer than ``maximum``, the
+    next change is delivered at once and waits begin at ``minimum`` again. ``Throttle(0, 0)`` never waits.
+
+    Raises:
+      ValueError: unless ``0 <= minimum <= maximum``.
+    """
+
+    minimum: float = 0.1
+    maximum: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.minimum <= self.maximum:
+            raise ValueError(f"a throttle needs 0 <= minimum <= maximum, not {self.minimum} and {self.maximum}")
+
+
+class _Pace:
+    """When may the next update go out? Sync and without a clock of its own, so that it is tested as a table."""
+
+    def __init__(self, throttle: Throttle) -> None:
+        self._throttle = throttle
+        self._pause = throttle.minimum
+        self._last: float | None = None
+
+    def wait(self, now: float) -> float:
+        """Return for how many seconds an update that is ready ``now`` must wait."""
+        return max(0.0, self._last + self._pause - now) if self._last is not None else 0.0
+
+    def delivered(self, ready: float, now: float) -> None:
+        """Note that an update, ready at ``ready``, was taken ``now``."""
+        quiet = self._last is None or ready - self._last > self._throttle.maximum
+        self._pause = self._throttle.minimum if quiet else min(self._pause * _GROWTH, self._throttle.maximum)
+        self._last = now
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionStatistics:
+    """How a subscriber keeps up.
+
+    Attributes:
+      name: as given to ``subscribe``.
+      delivered: updates that it has taken.
+      skipped: revisions that it never saw, because a later one took their place.
+      lag: revisions that it has not seen yet.
+      behind_since: the time (``trio.current_time()``) of the oldest change that it has not seen, or ``None``.
+    """
+
+    name: str
+    delivered: int
+    skipped: int
+    lag: int
+    behind_since: float | None
+
+
+class Subscription:
+    """Carries the newest state from a store to one consumer.
+
+    Args:
+      store: where the state is.
+      throttle: the pace.
+      name: shows up in statistics.
+    """
+
+    def __init__(self, store: TargetStore, throttle: Throttle, name: str) -> None:
+        self._store = store
+        self._reader: Reader = store.reader()
+        self._pace = _Pace(throttle)
+        self._name = name
+        self._set_trigger, self._trigger = trio.open_memory_channel[None](1)
+        self._offer, self.updates = trio.open_memory_channel[Update](0)
+        self._offering: trio.CancelScope | None = None
+        self._seen = 0
+        self._delivered = 0
+        self._skipped = 0
+        self._behind_since: float | None = None
+        self.scope = trio.CancelScope()
+        self.notify()  # the first update is the state that is already there
+
+    def notify(self) -> None:
+        """Say that the store has changed. Sync; never waits."""
+        try:
+            self._set_trigger.send_nowait(None)
+        except trio.WouldBlock:
+            return  # said already, and whatever was on offer withdrawn
+        if self._behind_since is None:
+            self._behind_since = trio.current_time()
+        if self._offering is not None:
+            self._offering.cancel()
+
+    async def run(self) -> None:
+        """Deliver until cancelled, or until the consumer closes its end. Then close the other end."""
+        with self.scope, self._set_trigger, self._trigger, self._offer:
+            while True:
+                await self._trigger.receive()
+                ready = trio.current_time()
+                if (pause := self._pace.wait(ready)) > 0:
+                    await trio.sleep(pause)
+                try:
+                    delivered = await self._offer_newest()
+                except trio.BrokenResourceError:
+                    return  # the consumer has gone
+                if delivered:
+                    self._pace.delivered(ready, trio.current_time())
+
+    async def _offer_newest(self) -> bool:
+        """Offer the newest state until it is taken, or no longer the newest; return whether it was taken."""
+        with suppress(trio.WouldBlock):  # what was said during the pause is in what is read now
+            self._trigger.receive_nowait()
+        update = self._reader.read()
+        with trio.CancelScope() as self._offering:
+            await self._offer.send(update)
+            self._offering = None
+            self._reader.given(update)
+            self._delivered += 1
+            self._skipped += max(0, update.revision - self._seen - 1)
+            self._seen = update.revision
+            if self._reader.behind == 0:
+                self._behind_since = None
+            return True
+        self._offering = None
+        return False
+
+    def statistics(self) -> SubscriptionStatistics:
+        """Return how the consumer keeps up, at this moment."""
+        return SubscriptionStatistics(
+            name=self._name,
+            delivered=self._delivered,
+            skipped=self._skipped,
+            lag=self._reader.behind,
+            behind_since=self._behind_since,
+        )
