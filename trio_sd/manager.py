@@ -383,7 +383,8 @@ async def open_manager(
                 rng=rng if rng is not None else random.Random(),
             )
             try:
-                await manager.apply_config(configs)
+                if configs:
+                    await manager.apply_config(configs)
                 yield manager
             except BaseException as raised:
                 error = raised

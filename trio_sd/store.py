@@ -33,7 +33,7 @@ from immutables import Map
 
 from .targets import TargetGroup
 
-__all__ = ["Reader", "Reported", "SetChanges", "Snapshot", "TargetStore", "Update"]
+__all__ = ["Changes", "Reader", "Reported", "SetChanges", "Snapshot", "TargetStore", "Update"]
 
 
 class _Groups:
@@ -140,6 +140,10 @@ class SetChanges:
     removed: tuple[str, ...] = ()
 
 
+Changes = Mapping[str, SetChanges]
+"""What changed between two revisions, by set."""
+
+
 class Update:
     """The newest state, and how it differs from what the same subscriber was handed before. Immutable.
 
@@ -155,10 +159,10 @@ class Update:
         self.snapshot: Mapping[str, Sequence[TargetGroup]] = snapshot
         self._base: Snapshot | None = base
         self._touched = touched
-        self._changes: Mapping[str, SetChanges] | None = None
+        self._changes: Changes | None = None
 
     @property
-    def changes(self) -> Mapping[str, SetChanges]:
+    def changes(self) -> Changes:
         """What differs, by set; work in proportion to what was touched, done when first asked for.
 
         A set is named if groups in it changed, or it is new, or it went away; in the first update all are.

@@ -1,1 +1,48 @@
-"""The mechanisms, one room each, and the registry that knows them all."""
+"""The mechanisms, one room each, and the registry that knows them all.
+
+To add a mechanism: make a room here with a frozen dataclass that derives from
+:class:`~trio_sd.discoverer.DiscovererConfig`, the discoverer that it makes, and a ``MECHANISM`` that names its key in
+the configuration; then add that to :func:`default_registry`. A mechanism of your own needs no room here: pass
+``{**default_registry(), mine.key: mine}`` where a registry is taken.
+
+Mechanisms never import each other. One with dependencies that only it needs imports them when its discoverer runs.
+"""
+
+from __future__ import annotations
+
+import os
+from types import MappingProxyType
+
+from .. import config
+from ..discoverer import Registry
+from ..limits import Limits
+
+__all__ = ["default_registry", "load_config"]
+
+
+def default_registry() -> Registry:
+    """Return the mechanisms of this package by their keys; an immutable mapping, made anew for each caller."""
+    from . import file, static
+
+    return MappingProxyType({mechanism.key: mechanism for mechanism in (static.MECHANISM, file.MECHANISM)})
+
+
+def load_config(
+    path: str | os.PathLike[str],
+    *,
+    registry: Registry | None = None,
+    limits: Limits = Limits(),  # noqa: B008 (immutable)
+) -> config.Config:
+    """Read the configuration file at ``path`` and the files that it includes.
+
+    Blocks for as long as reading takes; :func:`trio_sd.reload.load` does it in a thread.
+
+    Args:
+      path: the main file. Relative paths in a file are taken from the directory of that file.
+      registry: the mechanisms to know; all that trio_sd has if ``None``.
+      limits: bounds on what is read.
+
+    Raises:
+      ConfigError: a file can't be read, or what it says can't be used.
+    """
+    return config.load_config(path, registry=default_registry() if registry is None else registry, limits=limits)

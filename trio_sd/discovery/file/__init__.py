@@ -11,7 +11,10 @@ from typing import Final
 
 from ...discoverer import Mechanism
 from .config import FileSDConfig
+from .discoverer import FileDiscoverer
+from .findings import Findings
+from .scan import Request, scan
 
-__all__ = ["MECHANISM", "FileSDConfig"]
+__all__ = ["MECHANISM", "FileDiscoverer", "FileSDConfig", "Findings", "Request", "scan"]
 
 MECHANISM: Final = Mechanism("file_sd_configs", FileSDConfig)

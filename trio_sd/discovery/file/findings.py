@@ -80,6 +80,7 @@ class Findings:
       notes: what an operator should know though nothing failed.
       reads: how many files were read.
       decoded: how many of them had content that was not known yet.
+      read_errors: how many files and directories could not be read or used.
     """
 
     files: dict[str, File] = field(default_factory=dict)
@@ -88,6 +89,7 @@ class Findings:
     notes: list[str] = field(default_factory=list)
     reads: int = 0
     decoded: int = 0
+    read_errors: int = 0
 
     def all_errors(self) -> tuple[str, ...]:
         """Return everything that fails at present."""
@@ -119,7 +121,8 @@ def all_groups(files: Mapping[str, File]) -> list[TargetGroup]:
 def changes(before: Mapping[str, File], after: Mapping[str, File]) -> list[TargetGroup]:
     """Return the groups to send so that who was told ``before`` knows ``after``.
 
-    Groups that differ come whole; groups that are gone come empty.
+    Groups that differ come whole; groups that are gone come empty. A group that stayed as it was is the same object
+    in both: whoever reads a file sees to that, so that nothing is compared twice.
     """
     groups: list[TargetGroup] = []
     for path, file in after.items():
@@ -136,7 +139,7 @@ def _file_changes(before: tuple[TargetGroup, ...], after: tuple[TargetGroup, ...
         return
     earlier = {group.source: group for group in before}
     for group in after:
-        if earlier.pop(group.source, None) != group:
+        if earlier.pop(group.source, None) is not group:
             yield group
     for source in earlier:
         yield TargetGroup(source, ())

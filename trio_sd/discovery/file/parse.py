@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from itertools import count
 from typing import Final, NoReturn
 
 from ...config.groups import decode_target_group
-from ...config.nodes import Node, Scalar, SequenceNode, parse_yaml
+from ...config.nodes import SequenceNode, describe, is_null, parse_yaml
 from ...errors import ConfigError, Position
 from ...limits import Limits
 from ...targets import ADDRESS_LABEL, META_LABEL_PREFIX, Labels, TargetGroup
@@ -24,6 +22,7 @@ __all__ = ["FILEPATH_LABEL", "parse"]
 
 FILEPATH_LABEL: Final = META_LABEL_PREFIX + "filepath"
 
+_FIELDS: Final = ("targets", "labels")
 _LABEL_NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -66,31 +65,28 @@ class _GroupMaker:
 
 def _decode_yaml(content: bytes, path: str, limits: Limits) -> list[TargetGroup]:
     node = parse_yaml(content, file=path, limits=limits)
-    if node is None or _is_null(node):
+    if node is None or is_null(node):
         return []
     if not isinstance(node, SequenceNode):
-        raise ConfigError("expected a list of target groups", node.position)
-    _check_count("groups", len(node.items), limits.groups, node.position)
+        raise node.error(f"expected a list of target groups, found {describe(node)}")
+    if len(node.items) > limits.groups:
+        raise node.error(_too_many("groups", len(node.items), limits.groups))
     maker = _GroupMaker(path)
     groups = []
     for index, item in enumerate(node.items):
         place = f"[{index}]"
         targets, labels = decode_target_group(item, place)
-        _check_count("labels", len(labels), limits.labels, item.position, place)
+        if len(labels) > limits.labels:
+            raise item.error(_too_many("labels", len(labels), limits.labels), place)
         groups.append(maker.make(index, targets, dict(labels)))
     return groups
 
 
-def _is_null(node: Node) -> bool:
-    return isinstance(node, Scalar) and node.is_null
+def _too_many(what: str, found: int, limit: int) -> str:
+    return f"{found} {what} are more than the {limit} that the limit {what} allows"
 
 
-def _check_count(what: str, found: int, limit: int, position: Position | None = None, place: str = "") -> None:
-    if found > limit:
-        raise ConfigError(f"{found} {what} are more than the {limit} that the limit {what} allows", position, place)
-
-
-class _Refused(ValueError):
+class _JSONValueError(ValueError):
     """A JSON value can't be used. The position is found out later: positions cost time that good files need not pay."""
 
     def __init__(self, message: str, place: str = "") -> None:
@@ -100,85 +96,101 @@ class _Refused(ValueError):
 
 def _decode_json(content: bytes, path: str, limits: Limits) -> list[TargetGroup]:
     text = content.decode("utf-8", "replace")  # as Go does
+    start = Position(path, 1, 1)
     try:
         # Objects become tuples of pairs, arrays lists: the pairs tell of repeated keys, and `tuple` is called from C.
         # Numbers are never valid; as floats they have no limit on digits.
         document = json.loads(text, object_pairs_hook=tuple, parse_int=float, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise ConfigError(f"not JSON: {error.msg}", Position(path, error.lineno, error.colno)) from None
-    except _Refused as refused:
-        raise ConfigError(str(refused), Position(path, 1, 1)) from None
+    except _JSONValueError as refused:
+        raise ConfigError(str(refused), start) from None
     except RecursionError:
-        raise ConfigError("not a list of target groups: nested too deep", Position(path, 1, 1)) from None
+        raise ConfigError("not a list of target groups: nested too deep", start) from None
     if document is None:
         return []
     if type(document) is not list:
-        raise ConfigError(f"expected a list of target groups, found {_kind(document)}", Position(path, 1, 1))
-    _check_count("groups", len(document), limits.groups, Position(path, 1, 1))
-    # Go replaces what can't be encoded in UTF-8. Escapes are the only way to write it, and start like this.
-    mend = _mend if "\\ud" in text or "\\uD" in text else None
+        raise ConfigError(f"expected a list of target groups, found {_kind(document)}", start)
+    if len(document) > limits.groups:
+        raise ConfigError(_too_many("groups", len(document), limits.groups), start)
+    reader = _JSONReader(limits, "\\ud" in text or "\\uD" in text)
     maker = _GroupMaker(path)
     groups = []
     for index, item in enumerate(document):
         try:
-            targets, labels = _json_group(item, mend, limits)
-        except _Refused as refused:
+            targets, labels = reader.group(item)
+        except _JSONValueError as refused:
             where = Position(path, *_line_and_column(text, _element_offset(text, index)))
             raise ConfigError(str(refused), where, f"[{index}]{refused.place}") from None
         groups.append(maker.make(index, targets, labels))
     return groups
 
 
-def _json_group(
-    item: object, mend: Callable[[str], str] | None, limits: Limits
-) -> tuple[tuple[Labels, ...], dict[str, str]]:
-    if item is None:
-        raise _Refused("nil target group item found")
-    if type(item) is not tuple:
-        raise _Refused(f"expected a target group, found {_kind(item)}")
-    targets: tuple[Labels, ...] = ()
-    labels: dict[str, str] = {}
-    for key, value in item:
-        name = key if key in ("targets", "labels") else key.casefold()
-        if name == "targets":
-            targets = tuple([Labels({ADDRESS_LABEL: text}) for text in _json_targets(value, mend)])
-        elif name == "labels":
-            if value is None:
-                labels = {}
+class _JSONReader:
+    """Reads the groups of one file.
+
+    Args:
+      limits: bounds on labels.
+      mend: whether strings may hold what can't be encoded in UTF-8, which Go replaces. Only escapes can say it.
+    """
+
+    def __init__(self, limits: Limits, mend: bool) -> None:
+        self._limits = limits
+        self._mend = mend
+        self._good_names: set[str] = set()  # the few label names of a file are checked once each
+
+    def group(self, item: object) -> tuple[tuple[Labels, ...], dict[str, str]]:
+        if item is None:
+            raise _JSONValueError("nil target group item found")
+        if type(item) is not tuple:
+            raise _JSONValueError(f"expected a target group, found {_kind(item)}")
+        targets: tuple[Labels, ...] = ()
+        labels: dict[str, str] = {}
+        for key, value in item:
+            name = key if key in _FIELDS else key.casefold()
+            if name == "targets":
+                targets = self._targets(value)
+            elif name == "labels":
+                if value is None:
+                    labels = {}
+                else:
+                    self._add_labels(labels, value)
             else:
-                labels.update(_json_labels(value, mend))
-                _check_count("labels", len(labels), limits.labels, place=".labels")
-        else:
-            raise _Refused(f'unknown field "{key}"; a target group has targets and labels')
-    return targets, labels
+                raise _JSONValueError(f'unknown field "{key}"; a target group has targets and labels')
+        return targets, labels
 
+    def _targets(self, value: object) -> tuple[Labels, ...]:
+        if value is None:
+            return ()
+        if type(value) is not list:
+            raise _JSONValueError(f"expected a list of strings, found {_kind(value)}", ".targets")
+        targets: list[Labels] = []
+        for target in value:
+            if type(target) is not str or self._mend:
+                target = self._text(target, f".targets[{len(targets)}]")
+            targets.append(Labels({ADDRESS_LABEL: target}))
+        return tuple(targets)
 
-def _json_targets(value: object, mend: Callable[[str], str] | None) -> list[str]:
-    if value is None:
-        return []
-    if type(value) is not list:
-        raise _Refused(f"expected a list of strings, found {_kind(value)}", ".targets")
-    texts = []
-    for index, target in enumerate(value):
-        text = "" if target is None else target
-        if type(text) is not str:
-            raise _Refused(f"expected a string, found {_kind(text)}", f".targets[{index}]")
-        texts.append(mend(text) if mend else text)
-    return texts
+    def _add_labels(self, labels: dict[str, str], value: object) -> None:
+        if type(value) is not tuple:
+            raise _JSONValueError(f"expected an object of strings, found {_kind(value)}", ".labels")
+        for name, text in value:
+            if type(text) is not str or self._mend:
+                text = self._text(text, f".labels.{name}")
+            if name not in self._good_names:
+                if not _LABEL_NAME.fullmatch(name):
+                    raise _JSONValueError(f'"{name}" is not a valid label name', ".labels")
+                self._good_names.add(name)
+            labels[name] = text
+        if len(labels) > self._limits.labels:
+            raise _JSONValueError(_too_many("labels", len(labels), self._limits.labels), ".labels")
 
-
-def _json_labels(value: object, mend: Callable[[str], str] | None) -> dict[str, str]:
-    if type(value) is not tuple:
-        raise _Refused(f"expected an object of strings, found {_kind(value)}", ".labels")
-    labels = {}
-    for name, found in value:
-        text = "" if found is None else found
-        if type(text) is not str:
-            raise _Refused(f"expected a string, found {_kind(text)}", f".labels.{name}")
-        if not _LABEL_NAME.fullmatch(name):
-            raise _Refused(f'"{name}" is not a valid label name', ".labels")
-        labels[name] = mend(text) if mend else text
-    return labels
+    def _text(self, value: object, place: str) -> str:
+        if value is None:
+            return ""
+        if type(value) is not str:
+            raise _JSONValueError(f"expected a string, found {_kind(value)}", place)
+        return _LONE_SURROGATE.sub("\ufffd", value)
 
 
 def _kind(value: object) -> str:
@@ -188,25 +200,23 @@ def _kind(value: object) -> str:
     return names.get(type(value), "null")
 
 
-def _mend(text: str) -> str:
-    return _LONE_SURROGATE.sub("\ufffd", text)
-
-
 def _refuse_constant(name: str) -> NoReturn:
-    raise _Refused(f"not JSON: {name}")
+    raise _JSONValueError(f"not JSON: {name}")
 
 
 def _element_offset(text: str, wanted: int) -> int:
     """Return where the element number ``wanted`` of the JSON array ``text`` starts. The text is known to be good."""
     decoder = json.JSONDecoder(object_pairs_hook=tuple, parse_int=float)
-    offset = text.index("[") + 1
-    for index in count():
-        offset = _SPACE.match(text, offset).end()  # type: ignore[union-attr]  # matches the empty string, too
-        if index == wanted:
-            return offset
+    offset = _skip_space(text, text.index("[") + 1)
+    for _ in range(wanted):
         _, offset = decoder.raw_decode(text, offset)
-        offset = text.index(",", offset) + 1
-    raise AssertionError  # pragma: no cover (count() does not end)
+        offset = _skip_space(text, text.index(",", offset) + 1)
+    return offset
+
+
+def _skip_space(text: str, offset: int) -> int:
+    space = _SPACE.match(text, offset)
+    return space.end() if space else offset
 
 
 def _line_and_column(text: str, offset: int) -> tuple[int, int]:

@@ -60,7 +60,7 @@ class Pattern:
         return re.compile(_translate(self.last)) if _MAGIC.search(self.last) else None
 
     def path(self, directory: str, name: str) -> str:
-        """Return how a match ``name`` in ``directory`` is spelled: as in the pattern, or shortened if it was matched."""
+        """Return how a match ``name`` in ``directory`` is spelled; matched paths are shortened."""
         if self.name is None and self.parent is None:
             return self.text
         return clean(f"{directory}/{name}")

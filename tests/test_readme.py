@@ -1,0 +1,74 @@
+"""What the README shows, run as it stands there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trio
+
+import trio_sd
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def shown(name: str) -> str:
+    """Return the code block that the README marks as tested under ``name``."""
+    match = re.search(rf"<!-- tested: {name} -->\n```python\n(.*?)```", README, re.DOTALL)
+    assert match is not None
+    return match[1]
+
+
+def test_every_marked_block_is_tested_here() -> None:
+    assert re.findall(r"<!-- tested: (\w+) -->", README) == ["embed", "discoverer"]
+
+
+async def test_the_embedding_example_prints_updates(tmp_path: Path) -> None:
+    (tmp_path / "prometheus.yml").write_text(
+        "scrape_configs: [{job_name: alpha, static_configs: [{targets: ['a:1']}]}]\n"
+    )
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-W", "error", "-c", shown("embed")], stdout=subprocess.PIPE, cwd=tmp_path
+    )
+    assert process.stdout is not None
+    try:
+        with trio.fail_after(30):
+            seen = b""
+            while b"['0']" not in seen:
+                data = await process.stdout.receive_some()
+                assert data, "the example ended"
+                seen += data
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+            await process.stdout.aclose()
+    assert re.search(rb"\d+ alpha \['0'\] \(\)", seen)
+
+
+async def test_the_discoverer_example_counts_down(autojump_clock: trio.testing.MockClock, tmp_path: Path) -> None:
+    names: dict[str, Any] = {"dataclass": dataclass, "trio": trio, "trio_sd": trio_sd, "Sequence": Sequence}
+    exec(shown("discoverer"), names)
+    registry = {
+        **trio_sd.default_registry(),
+        "countdown_sd_configs": trio_sd.Mechanism("countdown_sd_configs", names["CountdownConfig"]),
+    }
+    path = tmp_path / "prometheus.yml"
+    path.write_text("scrape_configs: [{job_name: ten, countdown_sd_configs: [{start: 2}]}]\n")
+    config = trio_sd.load_config(path, registry=registry)
+    counts = []
+    async with (
+        trio_sd.open_manager(config.scrape, throttle=trio_sd.Throttle(0, 0)) as manager,
+        manager.subscribe() as updates,
+    ):
+        with trio.move_on_after(10):
+            async for update in updates:
+                count = sum(len(group.targets) for group in update.snapshot["ten"])
+                counts.append(count)
+        assert manager.statistics().providers[0].state == "synced"
+    assert counts[-3:] == [2, 1, 0]

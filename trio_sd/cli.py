@@ -1,0 +1,294 @@
+"""The ``trio-sd`` command: ``check``, ``run`` and ``demo``.
+
+Results go to stdout, everything else to stderr. Exit status: 0 all is well; 1 the configuration or the command line
+can't be used, or a demo failed; 2 ``check`` did not hear of every provider in time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from functools import partial
+
+import click
+import trio
+
+from . import __version__
+from .config import Duration
+from .errors import ConfigError, TrioSDError
+from .manager import Manager, open_manager
+from .outputs.check import check_document, check_table
+from .outputs.jsonl import JsonLines
+from .outputs.logfmt import LogfmtFormatter, StderrHandler
+from .reload import Reloader, load
+
+__all__ = ["main"]
+
+logger = logging.getLogger(__name__)
+
+EXIT_UNUSABLE = 1
+EXIT_TIMEOUT = 2
+
+_CONFIG_ARGUMENT = click.argument("config", type=click.Path(dir_okay=False))
+
+
+class _DurationType(click.ParamType[Duration]):
+    """A duration on the command line, written as in the configuration."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Duration:
+        """Return the duration that the text says; a usage error if it says none."""
+        if isinstance(value, Duration):
+            return value
+        try:
+            return Duration.of(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="trio-sd")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="What is logged on stderr; debug adds tracebacks.",
+)
+def cli(log_level: str) -> None:
+    """Service discovery in the dialect of Prometheus, on structured concurrency.
+
+    \b
+    Examples:
+      trio-sd demo                            see it work, on nothing but itself
+      trio-sd check prometheus.yml            find every target once, then end
+      trio-sd check prometheus.yml node web   the same for two jobs
+      trio-sd run prometheus.yml              watch targets come and go
+      kill -HUP $(pidof trio-sd)              reload the configuration
+    """
+    handler = StderrHandler()
+    handler.setFormatter(LogfmtFormatter())
+    logging.basicConfig(level=log_level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(capture=True)
+
+
+@cli.command()
+@_CONFIG_ARGUMENT
+@click.argument("jobs", nargs=-1)
+@click.option(
+    "--timeout", type=_DurationType(), default="30s", show_default=True, help="How long to wait for slow providers."
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["table", "json"]),
+    help="Default: a table on a terminal, JSON elsewhere.",
+)
+def check(config: str, jobs: tuple[str, ...], timeout: Duration, format_: str | None) -> int:
+    """Find the targets of CONFIG once and print them, of every job or of the named JOBS.
+
+    Ends as soon as every provider has reported its first full set. The JSON is what "promtool check
+    service-discovery" prints; of several jobs, an object with one such list under each job's name.
+
+    \b
+    Exit status:
+      0  every provider has reported
+      1  the configuration can't be used, or has no such job
+      2  some provider had not reported at the timeout; stderr names it
+
+    \b
+    Examples:
+      trio-sd check prometheus.yml
+      trio-sd check prometheus.yml node --format json | jq '.[].labels.instance'
+      trio-sd check prometheus.yml --timeout 5s
+    """
+    return trio.run(_check, config, jobs, timeout.seconds, format_ or _table_or("json"))
+
+
+async def _check(path: str, jobs: tuple[str, ...], patience: float, format_: str) -> int:
+    config = await load(path)
+    for note in config.notes:
+        logger.warning("%s: %s", path, note)
+    unknown = [job for job in jobs if job not in config.scrape]
+    if unknown:
+        known = ", ".join(config.scrape) or "none"
+        raise ConfigError(f"no such job: {', '.join(unknown)}; the configuration has: {known}")
+    chosen = {name: config.scrape[name] for name in (jobs or config.scrape)}
+    async with open_manager(chosen) as manager:
+        with trio.move_on_after(patience):
+            await manager.wait_synced()
+        silent = set(manager.unsynced())
+        statistics = manager.statistics()
+        snapshot = manager.snapshot()
+    for provider in statistics.providers:
+        trouble = [*provider.details.errors, *provider.details.notes]
+        if provider.name in silent:
+            trouble.append(provider.last_error or "nothing heard of it")
+            logger.error(
+                "provider %s of %s had not reported after %g s: %s",
+                provider.name,
+                ", ".join(provider.sets),
+                patience,
+                "; ".join(trouble),
+            )
+        else:
+            for text in trouble:
+                logger.warning("provider %s of %s: %s", provider.name, ", ".join(provider.sets), text)
+    if format_ == "json":
+        click.echo(check_document(config, snapshot))
+    else:
+        check_table(config, snapshot)
+    return EXIT_TIMEOUT if silent else 0
+
+
+@cli.command()
+@_CONFIG_ARGUMENT
+@click.option(
+    "--output",
+    type=click.Choice(["table", "jsonl", "none"]),
+    help="Default: a live table on a terminal, JSON lines elsewhere.",
+)
+@click.option("--watch-config", is_flag=True, help="Reload when the configuration's files change, too.")
+def run(config: str, output: str | None, watch_config: bool) -> None:
+    """Run the discovery of CONFIG and show targets come and go, until SIGTERM or SIGINT.
+
+    SIGHUP reloads the configuration; one that can't be used is refused, and the old one goes on. "jsonl" prints one
+    update a line: {"revision": 7, "manager": "scrape", "sets": {JOB: {"updated": [...], "removed": [...]}}}.
+    The manager is "scrape" for scrape_configs, "notify" for alertmanagers.
+
+    \b
+    Examples:
+      trio-sd run prometheus.yml
+      trio-sd run prometheus.yml --output jsonl | jq -c '.sets | keys'
+      trio-sd run prometheus.yml --output none --watch-config
+    """
+    trio.run(partial(_run, config, output=output or _table_or("jsonl"), watch=watch_config))
+
+
+async def _run(path: str, *, output: str, watch: bool) -> None:
+    async def body(managers: Sequence[Manager], reloader: Reloader, nursery: trio.Nursery) -> None:
+        if output == "table":
+            from .outputs.table import Tables  # drawing costs 60 ms of imports
+
+            await Tables(path, managers, reloader.statistics).run()
+        elif output == "jsonl":
+            lines = JsonLines(sys.stdout.fileno())
+            for manager in managers:
+                nursery.start_soon(_write_lines, manager, lines)
+        await trio.sleep_forever()
+
+    await _serve(path, body, watch=watch)
+
+
+async def _write_lines(manager: Manager, lines: JsonLines) -> None:
+    async with manager.subscribe(name="jsonl") as updates:
+        async for update in updates:
+            await lines.write(manager.name, update)
+
+
+@cli.command()
+def demo() -> None:
+    """Show the engine at work on a temporary directory, for about ten seconds.
+
+    Writes a small configuration and a few target files, changes them while it runs, reloads by SIGHUP, and shows the
+    table of targets change. Needs nothing and leaves nothing.
+    """
+    trio.run(_demo)
+
+
+async def _demo() -> None:
+    from .demo import demo_files, play
+    from .outputs.table import Tables  # drawing costs 60 ms of imports
+
+    over = False
+
+    async def body(managers: Sequence[Manager], reloader: Reloader, nursery: trio.Nursery) -> None:
+        nonlocal over
+        tables = Tables(path, managers, reloader.statistics)
+        nursery.start_soon(tables.run)
+        await play(path, managers[0], reloader, tables.caption)
+        over = True
+
+    with demo_files() as path:
+        await _serve(path, body)
+    if over:  # and not ended by a signal
+        click.echo("The demo is over: every change was seen.")
+
+
+async def _serve(
+    path: str,
+    body: Callable[[Sequence[Manager], Reloader, trio.Nursery], Awaitable[None]],
+    *,
+    watch: bool = False,
+) -> None:
+    """Run both managers of the configuration at ``path``, and ``body`` beside them until it returns or a signal comes.
+
+    Signals are caught from before the configuration is first read: a SIGHUP that comes early asks for a reload, and
+    does not kill the process. The first load is a reload like any other, but that a refusal ends the process.
+    """
+    with trio.open_signal_receiver(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as signals:
+        async with (
+            trio.open_nursery() as nursery,
+            open_manager(name="scrape") as scrape,
+            open_manager(name="notify") as notify,
+        ):
+            reloader = Reloader(path, scrape=scrape, notify=notify)
+            nursery.start_soon(_obey, signals, reloader, nursery.cancel_scope)
+            await reloader.reload()
+            nursery.start_soon(reloader.run)
+            if watch:
+                nursery.start_soon(reloader.watch)
+            await body((scrape, notify), reloader, nursery)
+            nursery.cancel_scope.cancel()
+
+
+async def _obey(signals: AsyncIterator[int], reloader: Reloader, scope: trio.CancelScope) -> None:
+    async for number in signals:
+        if number == signal.SIGHUP:
+            reloader.request()
+        else:
+            logger.info("%s: ending", signal.Signals(number).name)
+            scope.cancel()
+
+
+def _table_or(otherwise: str) -> str:
+    return "table" if sys.stdout.isatty() else otherwise
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, and exit the process with its status."""
+    try:
+        status = cli.main(args=arguments, prog_name="trio-sd", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        status = EXIT_UNUSABLE
+    except click.Abort:
+        status = EXIT_UNUSABLE
+    except (TrioSDError, BrokenPipeError, BaseExceptionGroup) as error:
+        status = _tell(error)
+    sys.exit(status)
+
+
+def _tell(error: BaseException) -> int:
+    """Tell what ended the command, if it is something that a user can mend; return the exit status."""
+    leaves = list(_leaves(error))
+    if all(isinstance(leaf, BrokenPipeError) for leaf in leaves):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter's last flush fails no more
+        return 0  # whoever read stdout has seen enough
+    if not all(isinstance(leaf, TrioSDError) for leaf in leaves):
+        raise error
+    for leaf in leaves:
+        click.echo(f"trio-sd: {leaf}", err=True)
+    return EXIT_UNUSABLE
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from _leaves(part)
+    else:
+        yield error

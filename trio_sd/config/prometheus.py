@@ -1,0 +1,579 @@
+"""The dialect: a Prometheus configuration file, and the files that it includes.
+
+What concerns discovery and the labels of targets is read; every other section that Prometheus knows is known here as
+well, and passed over. A key that nobody knows is an error, so that no typing mistake is taken for a wish.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final, Literal, Self, TypeAlias
+
+from ..discoverer import DiscovererConfig, FieldError, Registry
+from ..errors import ConfigError, Position
+from ..limits import Limits
+from .decode import IGNORED, Ignored, decode
+from .durations import Duration
+from .frozen import FrozenMapping
+from .groups import decode_labels
+from .messages import item_path, key_path, quote
+from .nodes import MappingNode, Node, Scalar, SequenceNode, describe, is_null, parse_yaml
+
+__all__ = ["DISCOVERY_KEYS", "Config", "ScrapeJob", "content_digest", "load_config", "parse_config"]
+
+_STATIC_KEY: Final = "static_configs"
+
+DISCOVERY_KEYS: Final = frozenset(
+    {
+        _STATIC_KEY,
+        "aws_sd_configs",
+        "azure_sd_configs",
+        "consul_sd_configs",
+        "digitalocean_sd_configs",
+        "dns_sd_configs",
+        "docker_sd_configs",
+        "dockerswarm_sd_configs",
+        "ec2_sd_configs",
+        "ecs_sd_configs",
+        "elasticache_sd_configs",
+        "eureka_sd_configs",
+        "file_sd_configs",
+        "gce_sd_configs",
+        "hetzner_sd_configs",
+        "http_sd_configs",
+        "ionos_sd_configs",
+        "kubernetes_sd_configs",
+        "kuma_sd_configs",
+        "lightsail_sd_configs",
+        "linode_sd_configs",
+        "marathon_sd_configs",
+        "msk_sd_configs",
+        "nerve_sd_configs",
+        "nomad_sd_configs",
+        "oci_sd_configs",
+        "openstack_sd_configs",
+        "outscale_sd_configs",
+        "ovhcloud_sd_configs",
+        "puppetdb_sd_configs",
+        "rds_sd_configs",
+        "scaleway_sd_configs",
+        "serverset_sd_configs",
+        "stackit_sd_configs",
+        "triton_sd_configs",
+        "uyuni_sd_configs",
+        "vultr_sd_configs",
+    }
+)
+"""The keys of every mechanism that Prometheus has, whether there is one here or not."""
+
+_FILE_PATTERN: Final = re.compile(r"[^*]*(\*[^/]*)?")  # a star in the last element of the path only
+_SIZE: Final = re.compile(
+    r"[-+]?(0|(([0-9]+\.?[0-9]*|\.[0-9]+)([KMGTPE]?B))+|(([0-9]+\.?[0-9]*|\.[0-9]+)([KMGTPE]iB|B))+)"
+)
+
+_Protocol: TypeAlias = Literal[
+    "OpenMetricsText0.0.1", "OpenMetricsText1.0.0", "PrometheusProto", "PrometheusText0.0.4", "PrometheusText1.0.0"
+]
+_Validation: TypeAlias = Literal["", "legacy", "utf8"]
+_Escaping: TypeAlias = Literal["", "allow-utf-8", "underscores", "dots", "values"]
+
+_NO_PARAMS: Final[Mapping[str, tuple[str, ...]]] = FrozenMapping()
+_NO_DIGESTS: Final[Mapping[str, str]] = FrozenMapping()
+_NO_TIME: Final = Duration()  # as in Prometheus, a time of zero says nothing
+_MINUTE: Final = Duration.of("1m")
+_TEN_SECONDS: Final = Duration.of("10s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScrapeJob:
+    """What a scrape configuration says about the targets of its job, with everything inherited from ``global``.
+
+    Attributes:
+      job_name: the name of the job, and of its target set.
+      scheme: how targets are spoken to.
+      metrics_path: where targets have their metrics.
+      scrape_interval: how often targets are scraped.
+      scrape_timeout: how long one scrape may take.
+      params: query parameters of a scrape.
+      scrape_native_histograms: whether native histograms are scraped.
+      always_scrape_classic_histograms: whether classic histograms are scraped although there are native ones.
+      convert_classic_histograms_to_nhcb: whether classic histograms are made native ones with custom buckets.
+    """
+
+    job_name: str
+    scheme: str = "http"
+    metrics_path: str = "/metrics"
+    scrape_interval: Duration = _MINUTE
+    scrape_timeout: Duration = _TEN_SECONDS
+    params: Mapping[str, tuple[str, ...]] = _NO_PARAMS
+    scrape_native_histograms: bool = False
+    always_scrape_classic_histograms: bool = False
+    convert_classic_histograms_to_nhcb: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A configuration that was read and validated whole.
+
+    Attributes:
+      scrape: the discoverers of each job, in the order of the configuration, included files last.
+      notify: the discoverers of each Alertmanager section; the sections are named ``config-0``, ``config-1`` and so on.
+      jobs: what else each job says about its targets; the same keys as in ``scrape``.
+      files: absolute paths of the files that were read, the main file first.
+      digests: for each of these files, the :func:`content_digest` of what was read.
+      patterns: absolute paths or patterns of the files to include.
+      notes: what an operator should know though nothing is wrong: a pattern that matches no file, say.
+    """
+
+    scrape: Mapping[str, tuple[DiscovererConfig, ...]]
+    notify: Mapping[str, tuple[DiscovererConfig, ...]]
+    jobs: Mapping[str, ScrapeJob]
+    files: tuple[str, ...] = ()
+    digests: Mapping[str, str] = _NO_DIGESTS
+    patterns: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+_DEFAULT_LIMITS: Final = Limits()
+
+
+def content_digest(content: bytes) -> str:
+    """Return a short text that differs wherever ``content`` does, to tell whether a file is still what was read."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def load_config(path: str | os.PathLike[str], *, registry: Registry, limits: Limits = _DEFAULT_LIMITS) -> Config:
+    """Read the configuration file at ``path`` and the files that it includes.
+
+    Args:
+      path: the main file. Relative paths in a file are taken from the directory of that file.
+      registry: the mechanisms to know.
+      limits: bounds on what is read.
+
+    Raises:
+      ConfigError: a file can't be read, or what it says can't be used.
+    """
+    file = os.fspath(path)
+    return parse_config(_read(file, limits), file=file, registry=registry, limits=limits)
+
+
+def parse_config(text: bytes, *, file: str, registry: Registry, limits: Limits = _DEFAULT_LIMITS) -> Config:
+    """Do as :func:`load_config` does, with the main file's content as ``text``.
+
+    Args:
+      text: what the main file contains.
+      file: the main file's path: for positions, and to find what relative paths mean.
+      registry: the mechanisms to know.
+      limits: bounds on what is read.
+
+    Raises:
+      ConfigError: an included file can't be read, or what one of them says can't be used.
+    """
+    return _Loading(registry, limits).load(text, file)
+
+
+def _read(file: str, limits: Limits) -> bytes:
+    try:
+        with open(file, "rb") as opened:
+            return opened.read(limits.file_bytes + 1)
+    except OSError as error:
+        raise ConfigError(f"can't read {quote(file)}: {error.strerror}") from None
+    except ValueError as error:  # a path with a NUL in it
+        raise ConfigError(f"can't read {quote(file)}: {error}") from None
+
+
+# The sections of a file, as they are written. Null and zero leave a choice to `global`, or to the default.
+
+
+class _Count(int):
+    """A whole number that is not negative."""
+
+    __slots__ = ()
+
+    @classmethod
+    def decode(cls, node: Node, path: str) -> Self:
+        count = decode(node, int, path=path)
+        if count < 0:
+            raise node.error(f"found {describe(node)}, expected a whole number that is not negative", path)
+        return cls(count)
+
+
+class _Size(str):
+    """A size such as ``15MB``. Nothing here needs the number."""
+
+    __slots__ = ()
+
+    @classmethod
+    def decode(cls, node: Node, path: str) -> Self:
+        text = decode(node, str, path=path)
+        if text and not _SIZE.fullmatch(text):
+            raise node.error(f"found {describe(node)}, expected a size with its unit, such as 15MB", path)
+        return cls(text)
+
+
+_NO_COUNT: Final = _Count()
+_NO_SIZE: Final = _Size()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ScrapeDefaults:
+    """What ``global`` and a scrape configuration both have."""
+
+    scrape_interval: Duration = _NO_TIME
+    scrape_timeout: Duration = _NO_TIME
+    scrape_protocols: tuple[_Protocol, ...] | None = None
+    scrape_native_histograms: bool | None = None
+    always_scrape_classic_histograms: bool | None = None
+    convert_classic_histograms_to_nhcb: bool | None = None
+    extra_scrape_metrics: bool | None = None
+    metric_name_validation_scheme: _Validation = ""
+    metric_name_escaping_scheme: _Escaping = ""
+    scrape_failure_log_file: str = ""
+    body_size_limit: _Size = _NO_SIZE
+    sample_limit: _Count = _NO_COUNT
+    target_limit: _Count = _NO_COUNT
+    label_limit: _Count = _NO_COUNT
+    label_name_length_limit: _Count = _NO_COUNT
+    label_value_length_limit: _Count = _NO_COUNT
+    keep_dropped_targets: _Count = _NO_COUNT
+
+    def validate(self) -> None:
+        """Check the protocols; an empty list is not the same as none."""
+        if self.scrape_protocols is None:
+            return
+        if not self.scrape_protocols:
+            raise FieldError("scrape_protocols", "scrape_protocols cannot be empty")
+        for index, protocol in enumerate(self.scrape_protocols):
+            if protocol in self.scrape_protocols[:index]:
+                raise FieldError(("scrape_protocols", index), f"duplicated protocol in scrape_protocols: {protocol}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Global(_ScrapeDefaults):
+    evaluation_interval: Duration = _NO_TIME
+    rule_query_offset: Duration = _NO_TIME
+    query_log_file: str = ""
+    external_labels: Ignored = IGNORED
+
+    def validate(self) -> None:
+        """Check that a scrape ends before the next one starts."""
+        super().validate()
+        if self.scrape_timeout > self.interval:
+            raise FieldError("scrape_timeout", "global scrape timeout greater than scrape interval")
+
+    @property
+    def interval(self) -> Duration:
+        return self.scrape_interval if self.scrape_interval != _NO_TIME else _MINUTE
+
+    @property
+    def timeout(self) -> Duration:
+        return self.scrape_timeout if self.scrape_timeout != _NO_TIME else min(_TEN_SECONDS, self.interval)
+
+
+_DEFAULT_GLOBAL: Final = _Global()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _HTTPClient:
+    """The keys by which a section says how to speak HTTP."""
+
+    basic_auth: Ignored = IGNORED
+    authorization: Ignored = IGNORED
+    oauth2: Ignored = IGNORED
+    bearer_token: Ignored = IGNORED
+    bearer_token_file: Ignored = IGNORED
+    tls_config: Ignored = IGNORED
+    follow_redirects: bool = True
+    enable_http2: bool = True
+    http_headers: Ignored = IGNORED
+    proxy_url: Ignored = IGNORED
+    no_proxy: Ignored = IGNORED
+    proxy_from_environment: bool = False
+    proxy_connect_header: Ignored = IGNORED
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scrape(_ScrapeDefaults, _HTTPClient):
+    job_name: str = ""
+    scheme: str = "http"
+    metrics_path: str = "/metrics"
+    params: Mapping[str, tuple[str, ...]] = _NO_PARAMS
+    honor_labels: bool = False
+    honor_timestamps: bool = True
+    track_timestamps_staleness: bool = False
+    enable_compression: bool = True
+    fallback_scrape_protocol: Literal["", _Protocol] = ""
+    native_histogram_bucket_limit: _Count = _NO_COUNT
+    native_histogram_min_bucket_factor: float = 0
+    relabel_configs: Ignored = IGNORED
+    metric_relabel_configs: Ignored = IGNORED
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Alertmanager(_HTTPClient):
+    sigv4: Ignored = IGNORED
+    scheme: str = "http"
+    path_prefix: str = ""
+    timeout: Duration = _TEN_SECONDS
+    api_version: Literal["v2"] = "v2"
+    relabel_configs: Ignored = IGNORED
+    alert_relabel_configs: Ignored = IGNORED
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Alerting:
+    alert_relabel_configs: Ignored = IGNORED
+    alertmanagers: Ignored = IGNORED
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Main:
+    """A whole file. What is marked as passed over and needs a registry is read by :class:`_Loading`."""
+
+    defaults: _Global = field(default=_DEFAULT_GLOBAL, metadata={"key": "global"})
+    scrape_configs: Ignored = IGNORED
+    scrape_config_files: tuple[str, ...] = ()
+    alerting: _Alerting | None = None
+    rule_files: tuple[str, ...] = ()
+    runtime: Ignored = IGNORED
+    storage: Ignored = IGNORED
+    tracing: Ignored = IGNORED
+    remote_write: Ignored = IGNORED
+    remote_read: Ignored = IGNORED
+    otlp: Ignored = IGNORED
+
+    def validate(self) -> None:
+        """Check the patterns."""
+        for index, file in enumerate(self.scrape_config_files):
+            if not _FILE_PATTERN.fullmatch(file):
+                raise FieldError(("scrape_config_files", index), f"invalid scrape config file path {quote(file)}")
+        for index, file in enumerate(self.rule_files):
+            if not _FILE_PATTERN.fullmatch(file):
+                raise FieldError(("rule_files", index), f"invalid rule file path {quote(file)}")
+
+
+@dataclass(frozen=True)
+class _Included:
+    """A file that ``scrape_config_files`` names."""
+
+    scrape_configs: Ignored = IGNORED
+
+
+class _Loading:
+    """Reads one configuration, and keeps what was found so far."""
+
+    def __init__(self, registry: Registry, limits: Limits) -> None:
+        self._registry = registry
+        self._limits = limits
+        self._known = DISCOVERY_KEYS | registry.keys()
+        self._defaults = _DEFAULT_GLOBAL
+        self._scrape: dict[str, tuple[DiscovererConfig, ...]] = {}
+        self._notify: dict[str, tuple[DiscovererConfig, ...]] = {}
+        self._jobs: dict[str, ScrapeJob] = {}
+        self._places: dict[str, Position] = {}  # where each job has its name
+        self._digests: dict[str, str] = {}  # of the files that were read
+        self._patterns: list[str] = []
+        self._notes: list[str] = []
+
+    def load(self, text: bytes, file: str) -> Config:
+        root = self._parse(text, file)
+        if root is not None:
+            self._main(root, os.path.dirname(file))
+        return Config(
+            scrape=MappingProxyType(self._scrape),
+            notify=MappingProxyType(self._notify),
+            jobs=MappingProxyType(self._jobs),
+            files=tuple(self._digests),
+            digests=MappingProxyType(self._digests),
+            patterns=tuple(self._patterns),
+            notes=tuple(self._notes),
+        )
+
+    def _parse(self, text: bytes, file: str) -> Node | None:
+        root = parse_yaml(text, file=file, limits=self._limits)
+        self._digests[os.path.abspath(file)] = content_digest(text)
+        return root
+
+    def _main(self, root: Node, directory: str) -> None:
+        main = decode(root, _Main)
+        self._defaults = main.defaults
+        _check_external_labels(_value(root, "global"), main.defaults)
+        self._scrape_configs(root, directory)
+        for index, pattern in enumerate(main.scrape_config_files):
+            self._include(root, index, os.path.join(directory, pattern) if pattern else pattern)
+        self._alerting(_value(root, "alerting"), directory)
+
+    def _include(self, root: Node, index: int, pattern: str) -> None:
+        self._patterns.append(os.path.abspath(pattern))
+        place = item_path("scrape_config_files", index)
+        # A pattern that matches nothing is no error to Prometheus: the files may be on their way.
+        files = sorted(glob.glob(pattern, include_hidden=True))
+        if not files:
+            self._notes.append(f"{place}: {quote(pattern)} matches no file")
+        for file in files:
+            try:
+                text = _read(file, self._limits)
+            except ConfigError as error:
+                named = _items(_value(root, "scrape_config_files"), "")[index]
+                raise named.error(error.message, place) from None
+            included = self._parse(text, file)
+            if included is not None:
+                decode(included, _Included)
+                self._scrape_configs(included, os.path.dirname(file))
+
+    def _scrape_configs(self, root: Node, directory: str) -> None:
+        for path, node in _sections(_value(root, "scrape_configs"), "scrape_configs"):
+            if type(node) is not MappingNode:
+                raise _no_section(node, path, "scrape config")
+            self._job(node, path, directory)
+
+    def _job(self, node: MappingNode, path: str, directory: str) -> None:
+        section = decode(node, _Scrape, path=path, elsewhere=self._known)
+        discovery = tuple(self._discovery(node, path, directory))
+        name = section.job_name
+        place, name_path = _place(node, "job_name"), key_path(path, "job_name")
+        if not name:
+            raise ConfigError("job_name is empty", place, name_path)
+        for key, kind in ("relabel_configs", "target"), ("metric_relabel_configs", "metric"):
+            _refuse_null_items(node, path, key, f"empty or null {kind} relabeling rule in scrape config")
+        job = _job_of(section, self._defaults, node, path)
+        _check_metric_names(section, self._defaults, node, path)
+        if name in self._jobs:
+            message = f"found multiple scrape configs with job name {quote(name)}, first found at {self._places[name]}"
+            raise ConfigError(message, place, name_path)
+        self._scrape[name] = discovery
+        self._jobs[name] = job
+        self._places[name] = place
+
+    def _alerting(self, alerting: Node | None, directory: str) -> None:
+        if type(alerting) is not MappingNode:
+            return
+        _refuse_null_items(alerting, "alerting", "alert_relabel_configs", "empty or null alert relabeling rule")
+        managers = _sections(alerting.get("alertmanagers"), "alerting.alertmanagers")
+        for index, (path, node) in enumerate(managers):
+            if type(node) is not MappingNode:
+                raise _no_section(node, path, "alertmanager config")
+            decode(node, _Alertmanager, path=path, elsewhere=self._known)
+            for key, kind in ("relabel_configs", "target"), ("alert_relabel_configs", "alert"):
+                _refuse_null_items(node, path, key, f"empty or null Alertmanager {kind} relabeling rule")
+            self._notify[f"config-{index}"] = tuple(self._discovery(node, path, directory))
+
+    def _discovery(self, section: MappingNode, path: str, directory: str) -> Iterator[DiscovererConfig]:
+        for key, value in section.entries:
+            if key.text in self._registry:
+                for config in self._configs(key.text, value, key_path(path, key.text)):
+                    yield config.with_directory(directory)
+            elif key.text in DISCOVERY_KEYS:
+                raise key.error(f"{key.text} is not supported yet", key_path(path, key.text))
+        if not _items(section.get("relabel_configs"), key_path(path, "relabel_configs")):
+            _refuse_urls(section.get(_STATIC_KEY), key_path(path, _STATIC_KEY))
+
+    def _configs(self, key: str, value: Node, path: str) -> tuple[DiscovererConfig, ...]:
+        mechanism = self._registry[key]
+        items: list[Any] = []  # of the mechanism's own type
+        for place, item in _sections(value, path):
+            if is_null(item):
+                raise item.error(f"empty or null section in {key}", place)
+            items.append(decode(item, mechanism.element, path=place))
+        try:
+            return tuple(mechanism.configs(items)) if items else ()
+        except ValueError as error:
+            raise value.error(str(error), path) from None
+
+
+def _value(node: Node | None, key: str) -> Node | None:
+    return node.get(key) if type(node) is MappingNode else None
+
+
+def _place(node: MappingNode, key: str) -> Position:
+    """Return where the value of ``key`` is, or the mapping that has no such key."""
+    return (node.get(key) or node).position
+
+
+def _sections(node: Node | None, path: str) -> list[tuple[str, Node]]:
+    """Return the items of a list, each with its document path."""
+    return [(item_path(path, index), item) for index, item in enumerate(_items(node, path))]
+
+
+def _items(node: Node | None, path: str) -> list[Node]:
+    if node is None or is_null(node):
+        return []
+    if type(node) is not SequenceNode:
+        raise node.error(f"found {describe(node)}, expected a list", path)
+    return node.items
+
+
+def _no_section(node: Node, path: str, name: str) -> ConfigError:
+    if is_null(node):
+        return node.error(f"empty or null {name} section", path)
+    return node.error(f"found {describe(node)}, expected a mapping", path)
+
+
+def _refuse_null_items(node: MappingNode, path: str, key: str, message: str) -> None:
+    for place, item in _sections(node.get(key), key_path(path, key)):
+        if is_null(item):
+            raise item.error(message, place)
+
+
+def _refuse_urls(static: Node | None, path: str) -> None:
+    """Refuse targets that are URLs rather than addresses; with rules to relabel them they may become addresses."""
+    for place, group in _sections(static, path):
+        targets = key_path(place, "targets")
+        for item_place, item in _sections(_value(group, "targets"), targets):
+            if type(item) is Scalar and "/" in item.text:
+                raise item.error(f"{quote(item.text)} is not a valid hostname", item_place)
+
+
+def _check_external_labels(node: Node | None, defaults: _Global) -> None:
+    labels = _value(node, "external_labels")
+    if labels is not None:
+        any_name = defaults.metric_name_validation_scheme != "legacy"
+        decode_labels(labels, "global.external_labels", any_name=any_name)
+
+
+def _job_of(section: _Scrape, defaults: _Global, node: MappingNode, path: str) -> ScrapeJob:
+    """Return the job that ``section`` says, with what it leaves open taken from ``defaults``."""
+    interval = section.scrape_interval if section.scrape_interval != _NO_TIME else defaults.interval
+    timeout = section.scrape_timeout if section.scrape_timeout != _NO_TIME else min(defaults.timeout, interval)
+    if timeout > interval:
+        message = (
+            f"scrape timeout greater than scrape interval for scrape config with job name {quote(section.job_name)}"
+        )
+        raise ConfigError(message, _place(node, "scrape_timeout"), key_path(path, "scrape_timeout"))
+    return ScrapeJob(
+        job_name=section.job_name,
+        scheme=section.scheme,
+        metrics_path=section.metrics_path,
+        scrape_interval=interval,
+        scrape_timeout=timeout,
+        params=section.params,
+        scrape_native_histograms=_first(section.scrape_native_histograms, defaults.scrape_native_histograms),
+        always_scrape_classic_histograms=_first(
+            section.always_scrape_classic_histograms, defaults.always_scrape_classic_histograms
+        ),
+        convert_classic_histograms_to_nhcb=_first(
+            section.convert_classic_histograms_to_nhcb, defaults.convert_classic_histograms_to_nhcb
+        ),
+    )
+
+
+def _first(own: bool | None, inherited: bool | None) -> bool:
+    return bool(inherited) if own is None else own
+
+
+def _check_metric_names(section: _Scrape, defaults: _Global, node: MappingNode, path: str) -> None:
+    """Refuse a job that asks for metric names which it then takes for invalid."""
+    validation = section.metric_name_validation_scheme or defaults.metric_name_validation_scheme or "utf8"
+    natural = "underscores" if validation == "legacy" else "allow-utf-8"
+    inherited = "" if section.metric_name_validation_scheme else defaults.metric_name_escaping_scheme
+    escaping = section.metric_name_escaping_scheme or inherited or natural
+    if escaping == "allow-utf-8" and validation == "legacy":
+        message = "utf8 metric names requested but validation scheme is not set to UTF8"
+        key = "metric_name_escaping_scheme"
+        raise ConfigError(message, _place(node, key), key_path(path, key))

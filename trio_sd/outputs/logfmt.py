@@ -1,0 +1,44 @@
+"""Log lines as ``key=value`` pairs, as Prometheus writes them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import TextIO
+
+__all__ = ["LogfmtFormatter", "StderrHandler"]
+
+
+def _quote(text: str) -> str:
+    if text and not any(c in ' "=\\' or not c.isprintable() for c in text):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
+    return '"' + "".join([c if c.isprintable() else f"\\x{ord(c):02x}" for c in escaped]) + '"'
+
+
+class LogfmtFormatter(logging.Formatter):
+    """``time=… level=… source=… msg="…"``; a traceback only when the logger's level is DEBUG."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as one line."""
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = (
+            f"time={time.replace('+00:00', 'Z')} level={record.levelname} source={record.name} "
+            f"msg={_quote(record.getMessage())}"
+        )
+        if record.exc_info and logging.getLogger(record.name).isEnabledFor(logging.DEBUG):
+            line += f" traceback={_quote(self.formatException(record.exc_info))}"
+        return line
+
+
+class StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to whatever ``sys.stderr`` is at that moment, which a live table on the terminal replaces."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]  # the base class sets it once; here it is looked up
+        """The present ``sys.stderr``."""
+        return sys.stderr

@@ -1,0 +1,287 @@
+"""From what is discovered to the labels of a target, as current Prometheus makes them.
+
+First the *discovered* labels: those of the target, below them those of its group, below them what the configuration
+says. Then relabeling. Then the result is checked and finished, for a scrape job by other rules than for Alertmanagers.
+A target that can't be used is told apart from one that the rules drop, and does not touch its neighbours.
+
+Two things of older releases are left out, as in current ones: no port is added to an address without one, and an
+Alertmanager keeps its ``__meta_`` labels.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from .relabel import Relabeler, Trace, is_utf8, quote
+from .targets import ADDRESS_LABEL, META_LABEL_PREFIX
+
+__all__ = ["AlertmanagerDefaults", "AlertmanagerLabeler", "Outcome", "ScrapeDefaults", "TargetLabeler"]
+
+_JOB: Final = "job"
+_INSTANCE: Final = "instance"
+_SCHEME: Final = "__scheme__"
+_METRICS_PATH: Final = "__metrics_path__"
+_INTERVAL: Final = "__scrape_interval__"
+_TIMEOUT: Final = "__scrape_timeout__"
+_PARAM_PREFIX: Final = "__param_"
+_ALERTS_PATH: Final = "__alerts_path__"
+
+_SWITCHES: Final = {
+    "__convert_classic_histograms_to_nhcb__": "convert classic histograms to nhcb",
+    "__always_scrape_classic_histograms__": "always scrape classic histograms",
+    "__scrape_native_histograms__": "scrape native histograms",
+}
+"""Labels that switch something for one target, with what to call them in a message."""
+
+_BOOLEANS: Final = frozenset(
+    {"1", "t", "T", "true", "TRUE", "True", "0", "f", "F", "false", "FALSE", "False"},
+)
+
+_UNITS: Final = {
+    "y": 365 * 24 * 60 * 60 * 1000,
+    "w": 7 * 24 * 60 * 60 * 1000,
+    "d": 24 * 60 * 60 * 1000,
+    "h": 60 * 60 * 1000,
+    "m": 60 * 1000,
+    "s": 1000,
+    "ms": 1,
+}
+_DURATION: Final = re.compile("".join(f"(?:([0-9]+){unit})?" for unit in _UNITS))
+_LONGEST_DURATION: Final = (2**63 - 1) // 1_000_000  # milliseconds; Prometheus counts nanoseconds in 64 bits
+
+
+class ScrapeDefaults(Protocol):
+    """What a scrape configuration says about targets that say nothing themselves."""
+
+    @property
+    def job_name(self) -> str:
+        """The name of the job."""
+
+    @property
+    def scheme(self) -> str:
+        """How targets are spoken to."""
+
+    @property
+    def metrics_path(self) -> str:
+        """Where targets have their metrics."""
+
+    @property
+    def scrape_interval(self) -> object:
+        """How often targets are scraped; its ``str`` is the label."""
+
+    @property
+    def scrape_timeout(self) -> object:
+        """How long one scrape may take; its ``str`` is the label."""
+
+    @property
+    def params(self) -> Mapping[str, Sequence[str]]:
+        """Query parameters; the first value of each becomes a label."""
+
+
+class AlertmanagerDefaults(Protocol):
+    """What an Alertmanager section says about its targets."""
+
+    @property
+    def scheme(self) -> str:
+        """How Alertmanagers are spoken to."""
+
+    @property
+    def path_prefix(self) -> str:
+        """What stands before the path that alerts are sent to."""
+
+    @property
+    def api_version(self) -> str:
+        """The version in that path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a target.
+
+    Attributes:
+      labels: its final labels; ``None`` if it was dropped or can't be used.
+      error: why it can't be used; ``None`` if it can, or was dropped.
+    """
+
+    labels: Mapping[str, str] | None
+    error: str | None = None
+
+    @property
+    def dropped(self) -> bool:
+        """Whether the rules dropped the target."""
+        return self.labels is None and self.error is None
+
+
+_DROPPED: Final = Outcome(None)
+
+
+class _UnusableError(Exception):
+    """The target can't be used; the argument says why."""
+
+
+class _Labeler:
+    """What both kinds of targets have in common."""
+
+    __slots__ = ("_relabeler",)
+
+    def __init__(self, relabeler: Relabeler) -> None:
+        self._relabeler = relabeler
+
+    def target_labels(self, discovered: Mapping[str, str]) -> Outcome:
+        """Return what relabeling and the checks make of the discovered labels of a target."""
+        return self._outcome(self._relabeler.relabel(discovered))
+
+    def explain(self, discovered: Mapping[str, str]) -> tuple[Trace, Outcome]:
+        """Return what each rule did, and what :meth:`target_labels` returns."""
+        trace = self._relabeler.explain(discovered)
+        return trace, self._outcome(None if trace.labels is None else dict(trace.labels))
+
+    def _outcome(self, labels: dict[str, str] | None) -> Outcome:
+        if labels is None:
+            return _DROPPED
+        try:
+            return Outcome(self._finished(labels))
+        except _UnusableError as error:
+            return Outcome(None, str(error))
+
+    def _finished(self, labels: dict[str, str]) -> dict[str, str]:
+        """Check ``labels`` and turn them into the final ones."""
+        raise NotImplementedError
+
+
+class TargetLabeler(_Labeler):
+    """Makes the labels of a scrape job's targets.
+
+    Args:
+      defaults: what the configuration says.
+      relabeler: the job's rules.
+    """
+
+    __slots__ = ("_defaults", "_usual_times")
+
+    def __init__(self, defaults: ScrapeDefaults, relabeler: Relabeler) -> None:
+        super().__init__(relabeler)
+        interval, timeout = str(defaults.scrape_interval), str(defaults.scrape_timeout)
+        labels = {
+            _JOB: defaults.job_name,
+            _INTERVAL: interval,
+            _TIMEOUT: timeout,
+            _METRICS_PATH: defaults.metrics_path,
+            _SCHEME: defaults.scheme,
+            **{f"{_PARAM_PREFIX}{name}": values[0] for name, values in defaults.params.items() if values},
+        }
+        self._defaults = _without_empty(labels)
+        # Hardly any target says its own; what is good for one is good for all.
+        self._usual_times = (interval, timeout) if _are_times(interval, timeout) else None
+
+    def discovered_labels(self, target: Mapping[str, str], group: Mapping[str, str]) -> dict[str, str]:
+        """Return the labels of a target before relabeling.
+
+        A label that the target has hides the group's, even with an empty value; then the configuration's is taken.
+
+        Args:
+          target: the target's own labels.
+          group: those of its group.
+        """
+        return {**self._defaults, **_without_empty({**group, **target})}
+
+    def _finished(self, labels: dict[str, str]) -> dict[str, str]:
+        address = labels.get(ADDRESS_LABEL)
+        if address is None:
+            raise _UnusableError("no address")
+        _check_address(address)
+        times = labels.get(_INTERVAL, ""), labels.get(_TIMEOUT, "")
+        if times != self._usual_times:
+            _check_times(*times)
+        for name, what in _SWITCHES.items():
+            if name in labels and labels[name] not in _BOOLEANS:
+                raise _UnusableError(f"error parsing {what}: found {quote(labels[name])}, expected true or false")
+        final = {name: value for name, value in labels.items() if not name.startswith(META_LABEL_PREFIX)}
+        final.setdefault(_INSTANCE, address)
+        if not all(map(str.isascii, final.values())):
+            _check_values(final)
+        return final
+
+
+class AlertmanagerLabeler(_Labeler):
+    """Makes the labels of the Alertmanagers of one section.
+
+    Args:
+      defaults: what the configuration says.
+      relabeler: the section's rules.
+    """
+
+    __slots__ = ("_defaults",)
+
+    def __init__(self, defaults: AlertmanagerDefaults, relabeler: Relabeler) -> None:
+        super().__init__(relabeler)
+        path = f"/{defaults.path_prefix}/api/{defaults.api_version}/alerts"
+        # normpath() would keep two slashes at the beginning.
+        self._defaults = {_SCHEME: defaults.scheme, _ALERTS_PATH: posixpath.normpath("/" + path.lstrip("/"))}
+
+    def discovered_labels(self, target: Mapping[str, str], group: Mapping[str, str]) -> dict[str, str]:
+        """Return the labels of an Alertmanager before relabeling.
+
+        Scheme and path are the configuration's whatever the target says; only its group can change them, and only
+        where the target says nothing.
+
+        Args:
+          target: the target's own labels.
+          group: those of its group.
+        """
+        inherited = {name: value for name, value in group.items() if name not in target}
+        return _without_empty({**target, **self._defaults, **inherited})
+
+    def _finished(self, labels: dict[str, str]) -> dict[str, str]:
+        _check_address(labels.get(ADDRESS_LABEL, ""))
+        return labels
+
+
+def _without_empty(labels: dict[str, str]) -> dict[str, str]:
+    return labels if all(labels.values()) else {name: value for name, value in labels.items() if value}
+
+
+def _are_times(interval: str, timeout: str) -> bool:
+    try:
+        _check_times(interval, timeout)
+    except _UnusableError:
+        return False
+    return True
+
+
+def _check_address(address: str) -> None:
+    if "/" in address:  # a URL, most likely
+        raise _UnusableError(f"{quote(address)} is not a valid hostname")
+
+
+def _check_values(labels: Mapping[str, str]) -> None:
+    for name, value in sorted(labels.items()):
+        if not is_utf8(value):
+            raise _UnusableError(f"invalid label value for {quote(name)}: {quote(value)}")
+
+
+def _check_times(interval: str, timeout: str) -> None:
+    if _milliseconds("interval", interval) < _milliseconds("timeout", timeout):
+        compared = f"{quote(timeout)} > {quote(interval)}"
+        raise _UnusableError(f"scrape timeout cannot be greater than scrape interval ({compared})")
+
+
+def _milliseconds(what: str, text: str) -> int:
+    """Return the time that ``text`` says: ``1m30s``, for example."""
+    if not text:
+        raise _UnusableError(f"error parsing scrape {what}: empty duration string")
+    match = _DURATION.fullmatch("0s" if text == "0" else text)
+    if match is None:
+        raise _UnusableError(f"error parsing scrape {what}: not a valid duration string: {quote(text)}")
+    # Twenty digits are too long in any unit, and int() refuses thousands.
+    counts = [int(count.lstrip("0")[:20] or "0") for count in match.groups("0")]
+    total = sum(count * length for count, length in zip(counts, _UNITS.values(), strict=True))
+    if total > _LONGEST_DURATION:
+        raise _UnusableError(f"error parsing scrape {what}: duration out of range: {quote(text)}")
+    if not total:
+        raise _UnusableError(f"scrape {what} cannot be 0")
+    return total
