@@ -50,11 +50,11 @@ class Running:
             return decoded
 
     async def update_with(self, set_name: str) -> dict[str, Any]:
-        """Return what the next update that names ``set_name`` says of it."""
+        """Return what the next update that changes ``set_name`` says of it."""
         while True:
             update = await self.update()
-            if set_name in update["sets"]:
-                found: dict[str, Any] = update["sets"][set_name]
+            found: dict[str, Any] = update["sets"].get(set_name, {})
+            if any(found.values()):
                 return found
 
     async def logged(self, text: str) -> str:

@@ -254,7 +254,7 @@ async def test_a_reader_that_does_not_read_keeps_no_signal_from_working(tmp_path
 async def test_alertmanagers_are_the_notify_manager(tmp_path: Path) -> None:
     text = STATIC + "alerting: {alertmanagers: [{static_configs: [{targets: ['am:9093']}]}]}\n"
     async with running("run", write(tmp_path / "p.yml", text)) as process:
-        seen = {}
+        seen: dict[tuple[str, str], list[str]] = {}
         while len(seen) < 2:
             update = await process.update()
             for name, found in update["sets"].items():
@@ -272,5 +272,5 @@ async def test_the_demo_shows_every_change_and_ends_by_itself() -> None:
                 output += data
             assert await process.end() == 0
     text = output.decode()
-    for seen in ("web-3:80", "web-4:80", "db-1:5432", "failing", "every change was seen"):
+    for seen in ("web-3:80", "web-4:80", "db-1:5432", "half written", "every change was seen"):
         assert seen in text

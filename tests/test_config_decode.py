@@ -12,8 +12,7 @@ import pytest
 
 from trio_sd.config import IGNORED, Duration, Ignored, Node, SequenceNode, decode, decode_target_group, parse_yaml
 from trio_sd.config.groups import decode_labels
-from trio_sd.discoverer import FieldError
-from trio_sd.errors import ConfigError
+from trio_sd.errors import ConfigError, FieldError
 from trio_sd.limits import Limits
 from trio_sd.targets import Labels
 

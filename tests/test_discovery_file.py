@@ -16,7 +16,6 @@ import pytest
 import trio
 import trio.testing
 
-from trio_sd.config.durations import Duration
 from trio_sd.discoverer import DiscovererOptions
 from trio_sd.discovery.file import FileSDConfig, workers
 from trio_sd.discovery.file import watcher as watching
@@ -24,6 +23,7 @@ from trio_sd.discovery.file.discoverer import FileDiscoverer
 from trio_sd.discovery.file.findings import Findings, all_groups
 from trio_sd.discovery.file.scan import Request, scan
 from trio_sd.discovery.file.watcher import Event, Watcher, WatchError, open_watcher
+from trio_sd.durations import Duration
 from trio_sd.limits import Limits
 from trio_sd.resources import Resources
 from trio_sd.targets import TargetGroup

@@ -10,12 +10,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_sd.config.durations import Duration
-from trio_sd.discoverer import FieldError
 from trio_sd.discovery.file import FileSDConfig
 from trio_sd.discovery.file.parse import parse
 from trio_sd.discovery.file.patterns import Pattern, clean
-from trio_sd.errors import ConfigError
+from trio_sd.durations import Duration
+from trio_sd.errors import ConfigError, FieldError
 from trio_sd.limits import Limits
 from trio_sd.targets import TargetGroup
 

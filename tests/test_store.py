@@ -207,6 +207,7 @@ def test_garbage_raises_and_changes_nothing(garbage: Any, begun: bool) -> None:
     assert sources(store, "a") == (["z"] if begun else ["x", "z"]), "the run's place is not lost either"
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(
         st.lists(st.tuples(st.sampled_from("uvwxyz"), st.integers(0, 3)), max_size=5).map(
@@ -379,7 +380,7 @@ def test_what_nobody_holds_is_freed() -> None:
 def test_a_long_history_that_nobody_read_is_freed_without_recursion() -> None:
     store = store_of({"a": ["p"]})
     reader = store.reader()
-    for number in range(50_000):
+    for number in range(20_000):
         store.report("p", [group("x", str(number % 7))])
     assert reader.behind == store.revision
     assert take(reader) == {"a": SetChanges(store.snapshot()["a"])}
@@ -481,7 +482,6 @@ def test_added_and_removed_sets_are_named() -> None:
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="what a provider had when it was let go is not among the changes")
 def test_a_provider_let_go_and_taken_back_between_two_reads_is_told_right() -> None:
     store = store_of({"a": ["p"]})
     store.report("p", [group("x", "1"), group("y", "1")])

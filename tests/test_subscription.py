@@ -423,7 +423,6 @@ async def test_statistics_tell_how_a_consumer_keeps_up(autojump_clock: MockClock
         assert caught_up.skipped - kept_up.skipped == 2
 
 
-@pytest.mark.xfail(strict=True, reason="revisions from before the subscription are counted as skipped")
 async def test_statistics_do_not_count_what_was_before_the_subscription_as_skipped(autojump_clock: MockClock) -> None:
     async with board() as b:
         for value in range(1, 11):
@@ -435,7 +434,6 @@ async def test_statistics_do_not_count_what_was_before_the_subscription_as_skipp
         assert subscription.statistics().skipped == 0
 
 
-@pytest.mark.xfail(strict=True, reason="behind_since stays at the oldest change of what was just taken")
 async def test_statistics_tell_the_oldest_change_not_seen_though_it_came_as_an_offer_was_taken(
     autojump_clock: MockClock,
 ) -> None:

@@ -12,7 +12,6 @@ from .discoverer import (
     DiscovererConfig,
     DiscovererOptions,
     DiscovererStatistics,
-    FieldError,
     Mechanism,
     Registry,
     ReportsStatistics,
@@ -20,7 +19,7 @@ from .discoverer import (
 from .discovery import default_registry, load_config
 from .discovery.file import FileSDConfig
 from .discovery.static import StaticConfig
-from .errors import ConfigError, DiscoveryError, Position, TrioSDError
+from .errors import ConfigError, DiscoveryError, FieldError, Position, TrioSDError
 from .limits import Limits
 from .manager import Manager, ManagerStatistics, SetStatistics, open_manager
 from .provider import Backoff, Provider, ProviderStatistics

@@ -20,7 +20,7 @@ from . import __version__
 from .config import Duration
 from .errors import ConfigError, TrioSDError
 from .manager import Manager, open_manager
-from .outputs.check import check_document, check_table
+from .outputs.check import check_document, check_rows, checked_targets
 from .outputs.jsonl import JsonLines
 from .outputs.logfmt import LogfmtFormatter, StderrHandler
 from .reload import Reloader, load
@@ -138,10 +138,13 @@ async def _check(path: str, jobs: tuple[str, ...], patience: float, format_: str
         else:
             for text in trouble:
                 logger.warning("provider %s of %s: %s", provider.name, ", ".join(provider.sets), text)
+    jobs_checked = checked_targets(config, snapshot)
     if format_ == "json":
-        click.echo(check_document(config, snapshot))
+        click.echo(check_document(jobs_checked))
     else:
-        check_table(config, snapshot)
+        from .outputs.table import print_table  # drawing costs 60 ms of imports
+
+        print_table(("JOB", "TARGET", "STATE", "LABELS"), check_rows(jobs_checked))
     return EXIT_TIMEOUT if silent else 0
 
 

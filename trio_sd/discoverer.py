@@ -24,7 +24,6 @@ __all__ = [
     "DiscovererConfig",
     "DiscovererOptions",
     "DiscovererStatistics",
-    "FieldError",
     "Mechanism",
     "Registry",
     "ReportsStatistics",
@@ -90,23 +89,6 @@ class DiscovererOptions:
     last_known: Callable[[], Mapping[str, TargetGroup]] = _nothing_known
 
 
-class FieldError(ValueError):
-    """Raised by :meth:`DiscovererConfig.validate`: the value of ``field`` can't be used.
-
-    Args:
-      field: the field's name, or the field's name and an index for one item of a sequence.
-      message: what was found and what was expected.
-    """
-
-    def __init__(self, field: str | tuple[str, int], message: str) -> None:
-        super().__init__(field, message)
-        self.field = field
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
-
-
 class DiscovererConfig(ABC):
     """What the configuration says about one discoverer: a frozen, hashable dataclass of one mechanism.
 
@@ -146,7 +128,7 @@ class Mechanism:
 
     Attributes:
       key: the key of its list in a scrape configuration, such as ``file_sd_configs``.
-      element: the dataclass of one item of that list. A classmethod ``decode(node)`` on it, where there is one,
+      element: the dataclass of one item of that list. A classmethod ``decode(node, path)`` on it, where there is one,
         replaces the decoding by field types.
       configs: makes discoverer configurations of the items; the default is one of each.
     """

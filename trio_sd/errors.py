@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ConfigError", "DiscoveryError", "Position", "TrioSDError"]
+__all__ = ["ConfigError", "DiscoveryError", "FieldError", "Position", "TrioSDError", "unwrapped"]
 
 
 class TrioSDError(Exception):
@@ -47,5 +47,31 @@ class ConfigError(TrioSDError):
         return ": ".join([*where, self.message])
 
 
+class FieldError(ValueError):
+    """Raised where a value is checked that knows nothing of texts and places: its ``field`` can't be used.
+
+    Args:
+      field: the field's name, or the field's name and an index for one item of a sequence; ``None`` where the fields
+        don't go together.
+      message: what was found and what was expected.
+    """
+
+    def __init__(self, field: str | tuple[str, int] | None, message: str) -> None:
+        super().__init__(field, message)
+        self.field = field
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
 class DiscoveryError(TrioSDError):
     """A discoverer could not find out what it was asked for; what it found before is still shown."""
+
+
+def unwrapped(errors: ExceptionGroup[Exception]) -> Exception:
+    """Return the one exception that a group holds, however deep, or the group if it holds several."""
+    error: Exception = errors
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

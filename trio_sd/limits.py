@@ -26,4 +26,4 @@ class Limits:
     groups: int = 1_000_000
     labels: int = 1_000
     depth: int = 100
-    nodes: int = 10_000_000
+    nodes: int = 2_000_000

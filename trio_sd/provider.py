@@ -24,7 +24,7 @@ from typing import Literal
 import trio
 
 from .discoverer import Discoverer, DiscovererConfig, DiscovererOptions, DiscovererStatistics, ReportsStatistics
-from .errors import DiscoveryError
+from .errors import DiscoveryError, unwrapped
 from .store import TargetStore
 from .targets import TargetGroup
 
@@ -124,6 +124,7 @@ class Provider:
         self._scope = trio.CancelScope()
         self._round = trio.CancelScope()
         self._stopping = False
+        self._listening_to = 0  # the number of the attempt whose updates count
         self._discoverer: Discoverer | None = None
         self._last_attempt: float | None = None
         self._last_success: float | None = None
@@ -137,15 +138,18 @@ class Provider:
     def stop(self) -> None:
         """Begin to stop: cancel the discoverer, and ignore what it may still send. Wait for :attr:`stopped`."""
         self._stopping = True
+        self._listening_to += 1
         self._scope.cancel()
         self.settled.set()
 
     def refresh(self) -> None:
         """Begin a new run now, without a pause; what is shown stays until its first full set replaces it.
 
-        Wait for :attr:`settled`, which is a new event from here on.
+        Wait for :attr:`settled`, which is a new event from here on; who waits for the old one is woken to look again.
         """
         if not self._stopping:
+            self._listening_to += 1
+            self.settled.set()
             self.settled = trio.Event()
             self._round.cancel()
 
@@ -173,7 +177,7 @@ class Provider:
             self._discoverer = self.config.discoverer(self._options)
             send, receive = trio.open_memory_channel[Sequence[TargetGroup]](0)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._pump, receive)
+                nursery.start_soon(self._pump, receive, self._listening_to)
                 with send:
                     await self._discoverer.run(send)
             if self._updates == updates_before:
@@ -184,10 +188,10 @@ class Provider:
             self._failed(errors)
         return done
 
-    async def _pump(self, receive: trio.MemoryReceiveChannel[Sequence[TargetGroup]]) -> None:
+    async def _pump(self, receive: trio.MemoryReceiveChannel[Sequence[TargetGroup]], attempt: int) -> None:
         with receive:
             async for groups in receive:
-                if not self._stopping:
+                if attempt == self._listening_to:  # what was handed over as it was told to end comes too late
                     self._take(groups)
 
     def _take(self, groups: Sequence[TargetGroup]) -> None:
@@ -206,8 +210,8 @@ class Provider:
             self._duplicates += reported.duplicates
         self.settled.set()
 
-    def _failed(self, errors: BaseExceptionGroup[Exception]) -> None:
-        error = _only(errors)
+    def _failed(self, errors: ExceptionGroup[Exception]) -> None:
+        error = unwrapped(errors)
         self._last_error = f"{type(error).__name__}: {error}"
         if self._stopping:
             return
@@ -245,11 +249,3 @@ class Provider:
         if self._failure_streak or details.errors:
             return "failing"
         return "synced" if self.settled.is_set() else "starting"
-
-
-def _only(errors: BaseExceptionGroup[Exception]) -> BaseException:
-    """Return the one exception that a group holds, however deep, or the group if it holds several."""
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error

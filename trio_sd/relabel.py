@@ -21,17 +21,19 @@ a limited number of names, in the relabeler.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import sys
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final, Literal, Protocol, TypeAlias, TypeGuard, TypeVar
 
-import re2  # type: ignore[import-untyped]  # it ships no types
+import re2
 
+from .errors import FieldError
+from .messages import is_utf8, quote
 from .targets import Labels
 
 __all__ = [
@@ -39,13 +41,11 @@ __all__ = [
     "LabelChange",
     "NameScheme",
     "RelabelConfig",
-    "RelabelConfigError",
     "Relabeler",
     "Step",
     "Trace",
     "explain",
     "is_valid_label_name",
-    "quote",
     "relabel",
 ]
 
@@ -72,6 +72,8 @@ ACTIONS: Final = (
 _DEFAULT_SEPARATOR: Final = ";"
 _DEFAULT_REGEX: Final = "(.*)"
 _DEFAULT_REPLACEMENT: Final = "$1"
+_NULL_IS_EMPTY: Final = MappingProxyType({"null": "empty"})
+"""For the decoder: a null in the text is no default here, but the empty string."""
 
 _WRITING: Final = frozenset({"replace", "hashmod", "lowercase", "uppercase"})
 _COMPARING: Final = frozenset({"keepequal", "dropequal"})
@@ -85,40 +87,10 @@ _LEGACY_TEMPLATE: Final = re.compile(r"(?:[a-zA-Z_]|\$\{\w+\}|\$\w)(?:\w|\$\{\w+
 """A name with ``$1`` or ``${1}`` in it."""
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
-_UNDECODED: Final = re.compile("[\udc80-\udcff]")  # how the error handler "surrogateescape" keeps a byte
 _REPLACEMENT_CHARACTER: Final = "\ufffd"
 
 _REMEMBERED: Final = 1024  # names of labels a rule
 _UINT64: Final = 2**64
-
-
-class RelabelConfigError(ValueError):
-    """A rule that can't be used.
-
-    Attributes:
-      field: the field of :class:`RelabelConfig` to blame, with an index for one item of a sequence; ``None`` where it
-        is the rule as a whole.
-      message: what is wrong.
-    """
-
-    def __init__(self, message: str, field: str | tuple[str, int] | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.field = field
-
-
-def quote(text: str) -> str:
-    r"""Return ``text`` in double quotes on one line, bytes that are no UTF-8 as ``\xff``."""
-    quoted = json.dumps(text, ensure_ascii=False)
-    if is_utf8(quoted):
-        return quoted
-    shown = _UNDECODED.sub(lambda match: f"\\x{ord(match[0]) - 0xDC00:02x}", quoted)
-    return shown.encode(errors="backslashreplace").decode()
-
-
-def is_utf8(text: str) -> bool:
-    """Tell whether ``text`` can be written as UTF-8; bytes that could not be decoded are kept as surrogates."""
-    return text.isascii() or not _SURROGATE.search(text)
 
 
 def is_valid_label_name(name: str, scheme: NameScheme) -> bool:
@@ -143,12 +115,12 @@ class RelabelConfig:
     """
 
     source_labels: tuple[str, ...] = ()
-    separator: str = _DEFAULT_SEPARATOR
-    regex: str = _DEFAULT_REGEX
+    separator: str = field(default=_DEFAULT_SEPARATOR, metadata=_NULL_IS_EMPTY)
+    regex: str = field(default=_DEFAULT_REGEX, metadata=_NULL_IS_EMPTY)
     modulus: int = 0
     target_label: str = ""
-    replacement: str = _DEFAULT_REPLACEMENT
-    action: str = "replace"
+    replacement: str = field(default=_DEFAULT_REPLACEMENT, metadata=_NULL_IS_EMPTY)
+    action: str = field(default="replace", metadata=_NULL_IS_EMPTY)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "action", self.action.lower())
@@ -163,19 +135,19 @@ class RelabelConfig:
             keepequal and dropequal, ``source_labels`` of labeldrop and labelkeep.
 
         Raises:
-          RelabelConfigError: the rule can't be used.
+          FieldError: the rule can't be used.
         """
         for index, name in enumerate(self.source_labels):
             if not is_valid_label_name(name, "utf8"):  # whatever the scheme: such a label may well be there
-                raise RelabelConfigError(f"{quote(name)} is not a valid label name", ("source_labels", index))
+                raise FieldError(("source_labels", index), f"{quote(name)} is not a valid label name")
         _check_regex(self.regex)
         if not 0 <= self.modulus < _UINT64:
-            raise RelabelConfigError(f"found {self.modulus}, expected a whole number from 0 to 2^64 - 1", "modulus")
+            raise FieldError("modulus", f"found {self.modulus}, expected a whole number from 0 to 2^64 - 1")
         if not self.action:
-            raise RelabelConfigError("relabel action cannot be empty", "action")
+            raise FieldError("action", "relabel action cannot be empty")
         if self.action not in ACTIONS:
             message = f"unknown relabel action {quote(self.action)}; expected one of: {', '.join(ACTIONS)}"
-            raise RelabelConfigError(message, "action")
+            raise FieldError("action", message)
         self._check_names(scheme)
         self._check_unused(given)
 
@@ -183,25 +155,23 @@ class RelabelConfig:
         action, target = self.action, self.target_label
         if action == "hashmod" and not self.modulus:
             message = "relabel configuration for hashmod requires non-zero modulus"
-            raise RelabelConfigError(message, "modulus")
+            raise FieldError("modulus", message)
         if action in _WRITING or action in _COMPARING:
             if not target:
                 message = f"relabel configuration for {action} action requires 'target_label' value"
-                raise RelabelConfigError(message, "target_label")
+                raise FieldError("target_label", message)
             named = is_valid_label_name if action != "replace" else _is_valid_name_template
             if not named(target, scheme):
-                raise RelabelConfigError(
-                    f"{quote(target)} is invalid 'target_label' for {action} action", "target_label"
-                )
+                raise FieldError("target_label", f"{quote(target)} is invalid 'target_label' for {action} action")
         if action == "labelmap" and not _is_valid_map_template(self.replacement, scheme):
             message = f"{quote(self.replacement)} is invalid 'replacement' for labelmap action"
-            raise RelabelConfigError(message, "replacement")
+            raise FieldError("replacement", message)
 
     def _check_unused(self, given: Collection[str]) -> None:
         action = self.action
         unused: tuple[str, ...]
         if (action in _CASE or action in _COMPARING) and self.replacement != _DEFAULT_REPLACEMENT:
-            raise RelabelConfigError(f"'replacement' can not be set for {action} action", "replacement")
+            raise FieldError("replacement", f"'replacement' can not be set for {action} action")
         if action in _COMPARING:
             used, unused = "'source_labels' and `target_label`", ("regex", "modulus", "separator")
             even_if_default = "regex"
@@ -212,7 +182,7 @@ class RelabelConfig:
             return
         for name in unused:
             if getattr(self, name) != getattr(_DEFAULT, name) or (name == even_if_default and name in given):
-                raise RelabelConfigError(f"{action} action requires only {used}, and no other fields", name)
+                raise FieldError(name, f"{action} action requires only {used}, and no other fields")
 
 
 _DEFAULT: Final = RelabelConfig()
@@ -291,9 +261,6 @@ def _group_number(name: str) -> int | None:
 
 # Regular expressions
 
-_OPTIONS: Final = re2.Options()
-_OPTIONS.log_errors = False
-
 _SYNTAX: Final = re.compile(
     r"""
     (?s: \\Q .*? (?: \\E | \Z ) )                   # quoted
@@ -328,7 +295,9 @@ class _Compiled(Protocol):
 
 
 def _compiled(pattern: str) -> _Compiled:
-    compiled: _Compiled = re2.compile(pattern, _OPTIONS)
+    options = re2.Options()
+    options.log_errors = False
+    compiled: _Compiled = re2.compile(pattern, options)
     return compiled
 
 
@@ -340,7 +309,7 @@ def _check_regex(regex: str) -> None:
     """Refuse what Go refuses.
 
     Raises:
-      RelabelConfigError: it is no regular expression.
+      FieldError: it is no regular expression.
     """
     if regex == _DEFAULT_REGEX:
         return
@@ -364,8 +333,8 @@ def _check_regex(regex: str) -> None:
             names.add(name)
 
 
-def _regex_error(reason: str, regex: str) -> RelabelConfigError:
-    return RelabelConfigError(f"error parsing regexp: {reason}, in {quote(regex)}", "regex")
+def _regex_error(reason: str, regex: str) -> FieldError:
+    return FieldError("regex", f"error parsing regexp: {reason}, in {quote(regex)}")
 
 
 def _reason(error: Exception) -> str:
@@ -422,14 +391,13 @@ class _Words(_Regex):
         self.matches = next(iter(words)).__eq__ if len(words) == 1 else frozenset(words).__contains__
 
     def expander(self, template: str) -> Callable[[str], str | None]:
-        pieces = _template(template, self.groups, {})
+        return self._filler(_template(template, self.groups, {}))  # a constant is as quickly looked up
+
+    def _filler(self, pieces: Sequence[str | int]) -> Callable[[str], str | None]:
         return {
             word: "".join([piece if isinstance(piece, str) else held.get(piece, "") for piece in pieces])
             for word, held in self._words.items()
         }.get
-
-    def _filler(self, pieces: Sequence[str | int]) -> Callable[[str], str | None]:
-        raise AssertionError("the words are filled in by expander()")
 
 
 class _Wildcard(_Regex):
@@ -592,11 +560,13 @@ _MOST_WORDS: Final = 256
 # A set of characters is a bit for each ASCII character, and one for all others together.
 _OTHERS: Final = 1 << 128
 _ANY: Final = (1 << 129) - 1
-_CLASSES: Final = {
-    "d": sum(1 << ord(char) for char in "0123456789"),
-    "s": sum(1 << ord(char) for char in "\t\n\f\r "),
-    "w": sum(1 << code for code in range(128) if chr(code).isalnum() or chr(code) == "_"),
-}
+_CLASSES: Final = MappingProxyType(
+    {
+        "d": sum(1 << ord(char) for char in "0123456789"),
+        "s": sum(1 << ord(char) for char in "\t\n\f\r "),
+        "w": sum(1 << code for code in range(128) if chr(code).isalnum() or chr(code) == "_"),
+    }
+)
 _COUNTS: Final = re.compile(r"\{([0-9]{1,4})(,([0-9]{0,4}))?\}")
 
 
@@ -801,7 +771,7 @@ def _words(options: _Options, groups: int) -> _Regex:
     """
     words: dict[str, Mapping[int, str]] = {}
     for word, held in _listed(options):
-        words.setdefault(word, held)  # the first way to match a text is the one that counts
+        words.setdefault(word, {**held, 0: word})  # the first way to match a text is the one that counts
     return _Words(words, groups)
 
 
@@ -1198,7 +1168,7 @@ class Relabeler:
       configs: the rules.
 
     Raises:
-      RelabelConfigError: a rule can't be used.
+      FieldError: a rule can't be used.
     """
 
     __slots__ = ("_appliers", "_rules", "configs")
@@ -1237,7 +1207,8 @@ class Relabeler:
 
 
 def _copied(labels: Mapping[str, str]) -> dict[str, str]:
-    result = dict(labels)
+    # items() of other mappings is quicker than look-ups by name.
+    result = labels.copy() if type(labels) is dict else dict(labels.items())
     if not all(result.values()):
         return {name: value for name, value in result.items() if value}
     return result

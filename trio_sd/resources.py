@@ -13,6 +13,8 @@ from typing import Any, TypeVar, cast
 
 import trio
 
+from .errors import unwrapped
+
 __all__ = ["Resources"]
 
 T = TypeVar("T")
@@ -36,8 +38,8 @@ class _Shared:
                     self.settled.set()
                     await trio.sleep_forever()
         # Whatever breaks the resource is raised in its users, who are supervised; here it would end the manager.
-        except Exception as error:  # noqa: BLE001
-            self.error = error
+        except* Exception as errors:  # noqa: BLE001
+            self.error = unwrapped(errors)
         finally:
             self.settled.set()
             for user in self.users:

@@ -373,7 +373,13 @@ class TargetStore:
         that is ever heard of the provider: "there is nothing" is news too.
 
         Reports of a provider that no set knows are ignored.
+
+        Raises:
+          TypeError: ``groups`` holds something else than target groups; nothing was taken in.
         """
+        for group in groups:
+            if type(group) is not TargetGroup:
+                raise TypeError(f"an update consists of target groups, not {type(group).__name__}: {group!r}")
         if provider not in self._layout.feeds:
             return Reported(0, 0)
         first = provider not in self._reported
@@ -428,16 +434,20 @@ class TargetStore:
     def _forget_unused(self, candidates: Collection[str] | None = None) -> None:
         unused = [p for p in candidates or tuple(self._providers) if p not in self._layout.feeds]
         for provider in unused:
+            self._note_change(provider, tuple(self.groups(provider)))  # it may be back before a reader looks
             self._providers = self._providers.delete(provider)
             self._reported.discard(provider)
 
     def _next_revision(self, provider: str = "", sources: Collection[str] = ()) -> None:
         self._snapshot = Snapshot(self.revision + 1, self._layout, self._providers)
+        self._note_change(provider, sources)
+        self._on_change()
+
+    def _note_change(self, provider: str, sources: Collection[str]) -> None:
         if sources:
             node = self._changes_end
             node.provider, node.sources, node.next = provider, sources, _Change()
             self._changes_end = node.next
-        self._on_change()
 
 
 def _lay_out(old: _Layout, sets: Mapping[str, tuple[str, ...]]) -> _Layout:

@@ -105,9 +105,10 @@ class Subscription:
         self._set_trigger, self._trigger = trio.open_memory_channel[None](1)
         self._offer, self.updates = trio.open_memory_channel[Update](0)
         self._offering: trio.CancelScope | None = None
-        self._seen = 0
+        self._seen = store.revision - 1
         self._delivered = 0
         self._skipped = 0
+        self._changed_at = 0.0  # the first change since the last read
         self._behind_since: float | None = None
         self.scope = trio.CancelScope()
         self.notify()  # the first update is the state that is already there
@@ -118,8 +119,9 @@ class Subscription:
             self._set_trigger.send_nowait(None)
         except trio.WouldBlock:
             return  # said already, and whatever was on offer withdrawn
+        self._changed_at = trio.current_time()
         if self._behind_since is None:
-            self._behind_since = trio.current_time()
+            self._behind_since = self._changed_at
         if self._offering is not None:
             self._offering.cancel()
 
@@ -150,8 +152,7 @@ class Subscription:
             self._delivered += 1
             self._skipped += max(0, update.revision - self._seen - 1)
             self._seen = update.revision
-            if self._reader.behind == 0:
-                self._behind_since = None
+            self._behind_since = self._changed_at if self._reader.behind else None
             return True
         self._offering = None
         return False

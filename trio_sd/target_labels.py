@@ -11,12 +11,14 @@ Alertmanager keeps its ``__meta_`` labels.
 from __future__ import annotations
 
 import posixpath
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Protocol
 
-from .relabel import Relabeler, Trace, is_utf8, quote
+from .durations import Duration
+from .messages import is_utf8, quote
+from .relabel import Relabeler, Trace
 from .targets import ADDRESS_LABEL, META_LABEL_PREFIX
 
 __all__ = ["AlertmanagerDefaults", "AlertmanagerLabeler", "Outcome", "ScrapeDefaults", "TargetLabeler"]
@@ -30,28 +32,18 @@ _TIMEOUT: Final = "__scrape_timeout__"
 _PARAM_PREFIX: Final = "__param_"
 _ALERTS_PATH: Final = "__alerts_path__"
 
-_SWITCHES: Final = {
-    "__convert_classic_histograms_to_nhcb__": "convert classic histograms to nhcb",
-    "__always_scrape_classic_histograms__": "always scrape classic histograms",
-    "__scrape_native_histograms__": "scrape native histograms",
-}
+_SWITCHES: Final = MappingProxyType(
+    {
+        "__convert_classic_histograms_to_nhcb__": "convert classic histograms to nhcb",
+        "__always_scrape_classic_histograms__": "always scrape classic histograms",
+        "__scrape_native_histograms__": "scrape native histograms",
+    }
+)
 """Labels that switch something for one target, with what to call them in a message."""
 
 _BOOLEANS: Final = frozenset(
     {"1", "t", "T", "true", "TRUE", "True", "0", "f", "F", "false", "FALSE", "False"},
 )
-
-_UNITS: Final = {
-    "y": 365 * 24 * 60 * 60 * 1000,
-    "w": 7 * 24 * 60 * 60 * 1000,
-    "d": 24 * 60 * 60 * 1000,
-    "h": 60 * 60 * 1000,
-    "m": 60 * 1000,
-    "s": 1000,
-    "ms": 1,
-}
-_DURATION: Final = re.compile("".join(f"(?:([0-9]+){unit})?" for unit in _UNITS))
-_LONGEST_DURATION: Final = (2**63 - 1) // 1_000_000  # milliseconds; Prometheus counts nanoseconds in 64 bits
 
 
 class ScrapeDefaults(Protocol):
@@ -138,7 +130,7 @@ class _Labeler:
     def explain(self, discovered: Mapping[str, str]) -> tuple[Trace, Outcome]:
         """Return what each rule did, and what :meth:`target_labels` returns."""
         trace = self._relabeler.explain(discovered)
-        return trace, self._outcome(None if trace.labels is None else dict(trace.labels))
+        return trace, self._outcome(None if trace.labels is None else dict(trace.labels.items()))
 
     def _outcome(self, labels: dict[str, str] | None) -> Outcome:
         if labels is None:
@@ -161,22 +153,20 @@ class TargetLabeler(_Labeler):
       relabeler: the job's rules.
     """
 
-    __slots__ = ("_defaults", "_usual_times")
+    __slots__ = ("_defaults", "_good_times")
 
     def __init__(self, defaults: ScrapeDefaults, relabeler: Relabeler) -> None:
         super().__init__(relabeler)
-        interval, timeout = str(defaults.scrape_interval), str(defaults.scrape_timeout)
         labels = {
             _JOB: defaults.job_name,
-            _INTERVAL: interval,
-            _TIMEOUT: timeout,
+            _INTERVAL: str(defaults.scrape_interval),
+            _TIMEOUT: str(defaults.scrape_timeout),
             _METRICS_PATH: defaults.metrics_path,
             _SCHEME: defaults.scheme,
             **{f"{_PARAM_PREFIX}{name}": values[0] for name, values in defaults.params.items() if values},
         }
         self._defaults = _without_empty(labels)
-        # Hardly any target says its own; what is good for one is good for all.
-        self._usual_times = (interval, timeout) if _are_times(interval, timeout) else None
+        self._good_times: tuple[str, str] | None = None  # what was good for one target is good for the next
 
     def discovered_labels(self, target: Mapping[str, str], group: Mapping[str, str]) -> dict[str, str]:
         """Return the labels of a target before relabeling.
@@ -187,7 +177,9 @@ class TargetLabeler(_Labeler):
           target: the target's own labels.
           group: those of its group.
         """
-        return {**self._defaults, **_without_empty({**group, **target})}
+        own = dict(group.items())  # items() is quicker than look-ups by name
+        own.update(target.items())
+        return self._defaults | _without_empty(own)
 
     def _finished(self, labels: dict[str, str]) -> dict[str, str]:
         address = labels.get(ADDRESS_LABEL)
@@ -195,8 +187,9 @@ class TargetLabeler(_Labeler):
             raise _UnusableError("no address")
         _check_address(address)
         times = labels.get(_INTERVAL, ""), labels.get(_TIMEOUT, "")
-        if times != self._usual_times:
+        if times != self._good_times:
             _check_times(*times)
+            self._good_times = times
         for name, what in _SWITCHES.items():
             if name in labels and labels[name] not in _BOOLEANS:
                 raise _UnusableError(f"error parsing {what}: found {quote(labels[name])}, expected true or false")
@@ -233,8 +226,9 @@ class AlertmanagerLabeler(_Labeler):
           target: the target's own labels.
           group: those of its group.
         """
-        inherited = {name: value for name, value in group.items() if name not in target}
-        return _without_empty({**target, **self._defaults, **inherited})
+        own = dict(target.items())
+        inherited = {name: value for name, value in group.items() if name not in own}
+        return _without_empty(own | self._defaults | inherited)
 
     def _finished(self, labels: dict[str, str]) -> dict[str, str]:
         _check_address(labels.get(ADDRESS_LABEL, ""))
@@ -243,14 +237,6 @@ class AlertmanagerLabeler(_Labeler):
 
 def _without_empty(labels: dict[str, str]) -> dict[str, str]:
     return labels if all(labels.values()) else {name: value for name, value in labels.items() if value}
-
-
-def _are_times(interval: str, timeout: str) -> bool:
-    try:
-        _check_times(interval, timeout)
-    except _UnusableError:
-        return False
-    return True
 
 
 def _check_address(address: str) -> None:
@@ -265,23 +251,18 @@ def _check_values(labels: Mapping[str, str]) -> None:
 
 
 def _check_times(interval: str, timeout: str) -> None:
-    if _milliseconds("interval", interval) < _milliseconds("timeout", timeout):
+    if _duration("interval", interval) < _duration("timeout", timeout):
         compared = f"{quote(timeout)} > {quote(interval)}"
         raise _UnusableError(f"scrape timeout cannot be greater than scrape interval ({compared})")
 
 
-def _milliseconds(what: str, text: str) -> int:
-    """Return the time that ``text`` says: ``1m30s``, for example."""
+def _duration(what: str, text: str) -> Duration:
     if not text:
         raise _UnusableError(f"error parsing scrape {what}: empty duration string")
-    match = _DURATION.fullmatch("0s" if text == "0" else text)
-    if match is None:
-        raise _UnusableError(f"error parsing scrape {what}: not a valid duration string: {quote(text)}")
-    # Twenty digits are too long in any unit, and int() refuses thousands.
-    counts = [int(count.lstrip("0")[:20] or "0") for count in match.groups("0")]
-    total = sum(count * length for count, length in zip(counts, _UNITS.values(), strict=True))
-    if total > _LONGEST_DURATION:
-        raise _UnusableError(f"error parsing scrape {what}: duration out of range: {quote(text)}")
-    if not total:
+    try:
+        duration = Duration.of(text)
+    except ValueError as error:
+        raise _UnusableError(f"error parsing scrape {what}: {error}") from None
+    if duration == Duration():
         raise _UnusableError(f"scrape {what} cannot be 0")
-    return total
+    return duration

@@ -6,10 +6,10 @@ every subscriber without a copy, compared to find what changed, and hashed as pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Final
+from typing import Final, final
 
 __all__ = [
     "ADDRESS_LABEL",
@@ -23,6 +23,7 @@ ADDRESS_LABEL: Final = "__address__"
 META_LABEL_PREFIX: Final = "__meta_"
 
 
+@final
 class Labels(Mapping[str, str]):
     """An immutable, hashable label set, ordered by name.
 
@@ -38,14 +39,22 @@ class Labels(Mapping[str, str]):
     _flat: tuple[str, ...]
 
     def __init__(self, labels: Mapping[str, str] = {}) -> None:
-        if isinstance(labels, Labels):
+        if type(labels) is Labels:
             self._flat = labels._flat
             return
-        flat = tuple(chain.from_iterable(sorted(labels.items()) if len(labels) > 1 else labels.items()))
+        items = labels.items()
+        flat = tuple(chain.from_iterable(items if len(items) < 2 else sorted(items)))
         for text in flat:
             if type(text) is not str:
                 raise TypeError(f"label names and values are str, not {type(text).__name__}: {text!r}")
         self._flat = flat
+
+    @classmethod
+    def one(cls, name: str, value: str) -> Labels:
+        """Return a label set of one label, for parsers that make many of them. Nothing is checked."""
+        labels = cls.__new__(cls)
+        labels._flat = (name, value)
+        return labels
 
     def __getitem__(self, name: str) -> str:
         pairs = iter(self._flat)
@@ -61,8 +70,14 @@ class Labels(Mapping[str, str]):
     def __len__(self) -> int:
         return len(self._flat) // 2
 
+    def items(self) -> ItemsView[str, str]:
+        """Return the names and values, in the order of the names."""
+        return dict(
+            zip(self._flat[::2], self._flat[1::2], strict=True)
+        ).items()  # far quicker than the mixin's look-ups
+
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, Labels):
+        if type(other) is Labels:
             return self._flat == other._flat
         if isinstance(other, Mapping):
             return dict(self) == dict(other)
@@ -78,7 +93,7 @@ class Labels(Mapping[str, str]):
 _NO_LABELS: Final = Labels()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class TargetGroup:
     """Targets that were found together, and the labels that they share.
 
@@ -98,13 +113,16 @@ class TargetGroup:
     targets: Sequence[Mapping[str, str]]
     labels: Mapping[str, str] = _NO_LABELS
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.source, str):
-            raise TypeError(f"a target group's source is a str, not {type(self.source).__name__}: {self.source!r}")
+    def __init__(
+        self, source: str, targets: Iterable[Mapping[str, str]], labels: Mapping[str, str] = _NO_LABELS
+    ) -> None:
+        if type(source) is not str:
+            raise TypeError(f"a target group's source is a str, not {type(source).__name__}: {source!r}")
+        # Written by hand because the generated one would set what is given first, and what is frozen after.
         freeze = object.__setattr__
-        freeze(self, "targets", tuple([t if type(t) is Labels else Labels(t) for t in self.targets]))
-        if type(self.labels) is not Labels:
-            freeze(self, "labels", Labels(self.labels))
+        freeze(self, "source", source)
+        freeze(self, "targets", tuple([t if type(t) is Labels else Labels(t) for t in targets]))
+        freeze(self, "labels", labels if type(labels) is Labels else Labels(labels))
 
 
 def join_host_port(host: str, port: int | str) -> str:

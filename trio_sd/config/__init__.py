@@ -6,8 +6,8 @@ and ``prometheus`` knows the dialect. Nothing in here runs anything or knows a m
 
 from __future__ import annotations
 
+from ..durations import Duration, format_duration
 from .decode import IGNORED, Ignored, decode
-from .durations import Duration, format_duration
 from .frozen import FrozenMapping
 from .groups import decode_target_group
 from .nodes import MappingNode, Node, Scalar, SequenceNode, describe, is_null, parse_yaml

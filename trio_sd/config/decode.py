@@ -19,7 +19,8 @@ a class with ``decode(node, path)``     what that classmethod makes of the node
 ``Ignored``                             anything; known, and passed over
 ======================================  ==============================================================================
 
-Null stands for the field's default, and where a type has no default for its empty value, as in Go.
+Null stands for the field's default. Where a field has none, or its metadata say ``"null": "empty"``, it stands for
+the empty value of the field's type, as in Go.
 """
 
 from __future__ import annotations
@@ -35,12 +36,11 @@ from enum import Enum
 from functools import cache, partial
 from typing import Any, Final, Literal, TypeAlias, TypeVar, Union, cast
 
-from ..discoverer import FieldError
-from ..errors import ConfigError
+from ..durations import Duration
+from ..errors import ConfigError, FieldError
+from ..messages import is_utf8, item_path, key_path, printable, quote, unknown_key
 from ..targets import Labels
-from .durations import Duration
 from .frozen import FrozenMapping
-from .messages import is_utf8, item_path, key_path, printable, quote, unknown_key
 from .nodes import MappingNode, Node, Scalar, SequenceNode, describe, is_null
 
 __all__ = ["IGNORED", "Ignored", "decode"]
@@ -68,7 +68,14 @@ _FLOAT_WORDS: Final = {
 }
 
 
-def decode(node: Node, cls: type[T], *, path: str = "", elsewhere: Collection[str] = frozenset()) -> T:
+def decode(
+    node: Node,
+    cls: type[T],
+    *,
+    path: str = "",
+    elsewhere: Collection[str] = frozenset(),
+    check: Callable[[T], None] | None = None,
+) -> T:
     """Return what ``node`` says, as a ``cls``.
 
     A key is the name of a field, or what the field's metadata gives as ``"key"``.
@@ -78,13 +85,14 @@ def decode(node: Node, cls: type[T], *, path: str = "", elsewhere: Collection[st
       cls: a dataclass, or any other type that a field may have.
       path: the document path of ``node``, for errors.
       elsewhere: keys of a dataclass's mapping that are known and that someone else reads.
+      check: takes the place of a dataclass's own ``validate()``, where that needs to be told more.
 
     Raises:
       ConfigError: the text does not fit the type, or the object's ``validate()`` refuses it.
       TypeError: ``cls`` is, or has a field of, a type that can't be decoded.
     """
     if _is_record(cls):
-        return cast("T", _record(cls, node, path, elsewhere))
+        return cast("T", _record(cls, node, path, elsewhere, check))
     return cast("T", _decoder(cast("Hashable", cls))(node, path))
 
 
@@ -276,6 +284,7 @@ class _Field:
     name: str
     decoder: _Decoder
     required: bool
+    null_is_empty: bool
 
 
 def _fields(cls: _Class) -> Mapping[str, _Field]:
@@ -288,7 +297,12 @@ def _field_table(cls: Hashable) -> Mapping[str, _Field]:
     assert dataclasses.is_dataclass(cls)  # Hashable is what `cache` accepts
     hints = typing.get_type_hints(cls)
     return {
-        field.metadata.get("key", field.name): _Field(field.name, _decoder(hints[field.name]), _is_required(field))
+        field.metadata.get("key", field.name): _Field(
+            name=field.name,
+            decoder=_decoder(hints[field.name]),
+            required=_is_required(field),
+            null_is_empty=_is_required(field) or field.metadata.get("null") == "empty",
+        )
         for field in dataclasses.fields(cls)
         if field.init
     }
@@ -298,7 +312,13 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:  # Any: of whatever typ
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _record(cls: _Class, node: Node, path: str, elsewhere: Collection[str] = frozenset()) -> object:
+def _record(
+    cls: _Class,
+    node: Node,
+    path: str,
+    elsewhere: Collection[str] = frozenset(),
+    check: Callable[[Any], None] | None = None,  # Any: of the class that is decoded
+) -> object:
     if type(node) is not MappingNode:
         raise _mapping_expected(node, path)
     fields = _fields(cls)
@@ -309,19 +329,26 @@ def _record(cls: _Class, node: Node, path: str, elsewhere: Collection[str] = fro
             if key.text not in elsewhere:
                 known = {*fields, *elsewhere}
                 raise key.error(unknown_key(key.text, known, "this section"), key_path(path, key.text))
-        elif field.required or not is_null(value):
+        elif field.null_is_empty or not is_null(value):
             values[field.name] = field.decoder(value, key_path(path, key.text))
     for name, field in fields.items():
         if field.required and field.name not in values:
             raise node.error(f"field {name} is missing", path)
-    return _validated(cls, values, node, path)
+    return _validated(cls, values, node, path, check)
 
 
-def _validated(cls: _Class, values: Mapping[str, object], node: MappingNode, path: str) -> object:
+def _validated(
+    cls: _Class,
+    values: Mapping[str, object],
+    node: MappingNode,
+    path: str,
+    check: Callable[[Any], None] | None,  # Any: of the class that is decoded
+) -> object:
     try:
         record = cls(**values)
-        validate = getattr(record, "validate", None)
-        if validate is not None:
+        if check is not None:
+            check(record)
+        elif (validate := getattr(record, "validate", None)) is not None:
             validate()
     except FieldError as error:
         raise _field_error(cls, error, node, path) from None
@@ -332,6 +359,8 @@ def _validated(cls: _Class, values: Mapping[str, object], node: MappingNode, pat
 
 def _field_error(cls: _Class, error: FieldError, node: MappingNode, path: str) -> ConfigError:
     """Return the error at the value that ``error`` names, or at the mapping where the document leaves it out."""
+    if error.field is None:
+        return node.error(error.message, path)
     name, index = error.field if isinstance(error.field, tuple) else (error.field, None)
     key = next((key for key, field in _fields(cls).items() if field.name == name), name)
     value = node.get(key)

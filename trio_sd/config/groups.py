@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from ..messages import is_utf8, item_path, key_path, quote, unknown_key
 from ..targets import ADDRESS_LABEL, Labels
-from .messages import is_utf8, item_path, key_path, quote, unknown_key
 from .nodes import MappingNode, Node, Scalar, SequenceNode, describe, is_null
 
 __all__ = ["decode_labels", "decode_target_group"]
@@ -83,5 +83,5 @@ def _decode_targets(node: Node, path: str) -> tuple[Labels, ...]:
             # The path is put together only now: this is run for every target of every file.
             place = item_path(key_path(path, "targets"), len(targets))
             raise item.error(f"found {describe(item)}, expected an address", place)
-        targets.append(Labels({ADDRESS_LABEL: "" if is_null(item) else item.text}))
+        targets.append(Labels.one(ADDRESS_LABEL, "" if is_null(item) else item.text))
     return tuple(targets)

@@ -32,7 +32,7 @@ from yaml import (
 
 from ..errors import ConfigError, Position
 from ..limits import Limits
-from .messages import printable, quote
+from ..messages import printable, quote
 
 __all__ = ["MappingNode", "Node", "Scalar", "SequenceNode", "describe", "is_null", "parse_yaml"]
 

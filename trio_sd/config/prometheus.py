@@ -11,18 +11,20 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, Literal, Self, TypeAlias
 
-from ..discoverer import DiscovererConfig, FieldError, Registry
-from ..errors import ConfigError, Position
+from ..discoverer import DiscovererConfig, Registry
+from ..durations import Duration
+from ..errors import ConfigError, FieldError, Position
 from ..limits import Limits
+from ..messages import item_path, key_path, quote
+from ..relabel import NameScheme, RelabelConfig
 from .decode import IGNORED, Ignored, decode
-from .durations import Duration
 from .frozen import FrozenMapping
 from .groups import decode_labels
-from .messages import item_path, key_path, quote
 from .nodes import MappingNode, Node, Scalar, SequenceNode, describe, is_null, parse_yaml
 
 __all__ = ["DISCOVERY_KEYS", "Config", "ScrapeJob", "content_digest", "load_config", "parse_config"]
@@ -104,6 +106,8 @@ class ScrapeJob:
       scrape_native_histograms: whether native histograms are scraped.
       always_scrape_classic_histograms: whether classic histograms are scraped although there are native ones.
       convert_classic_histograms_to_nhcb: whether classic histograms are made native ones with custom buckets.
+      relabel_configs: the rules that make target labels of discovered ones.
+      name_scheme: which label names are valid.
     """
 
     job_name: str
@@ -115,6 +119,8 @@ class ScrapeJob:
     scrape_native_histograms: bool = False
     always_scrape_classic_histograms: bool = False
     convert_classic_histograms_to_nhcb: bool = False
+    relabel_configs: tuple[RelabelConfig, ...] = ()
+    name_scheme: NameScheme = "utf8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +317,7 @@ class _Scrape(_ScrapeDefaults, _HTTPClient):
     fallback_scrape_protocol: Literal["", _Protocol] = ""
     native_histogram_bucket_limit: _Count = _NO_COUNT
     native_histogram_min_bucket_factor: float = 0
-    relabel_configs: Ignored = IGNORED
+    relabel_configs: Ignored = IGNORED  # as all rules: read where the scheme of label names is known
     metric_relabel_configs: Ignored = IGNORED
 
 
@@ -440,9 +446,11 @@ class _Loading:
         place, name_path = _place(node, "job_name"), key_path(path, "job_name")
         if not name:
             raise ConfigError("job_name is empty", place, name_path)
-        for key, kind in ("relabel_configs", "target"), ("metric_relabel_configs", "metric"):
-            _refuse_null_items(node, path, key, f"empty or null {kind} relabeling rule in scrape config")
+        scheme = _name_scheme(section, self._defaults)
+        rules = _relabel_rules(node, path, "relabel_configs", "target relabeling rule in scrape config", scheme)
+        _relabel_rules(node, path, "metric_relabel_configs", "metric relabeling rule in scrape config", scheme)
         job = _job_of(section, self._defaults, node, path)
+        job = replace(job, relabel_configs=rules, name_scheme=scheme)
         _check_metric_names(section, self._defaults, node, path)
         if name in self._jobs:
             message = f"found multiple scrape configs with job name {quote(name)}, first found at {self._places[name]}"
@@ -454,14 +462,15 @@ class _Loading:
     def _alerting(self, alerting: Node | None, directory: str) -> None:
         if type(alerting) is not MappingNode:
             return
-        _refuse_null_items(alerting, "alerting", "alert_relabel_configs", "empty or null alert relabeling rule")
+        scheme: NameScheme = self._defaults.metric_name_validation_scheme or "utf8"
+        _relabel_rules(alerting, "alerting", "alert_relabel_configs", "alert relabeling rule", scheme)
         managers = _sections(alerting.get("alertmanagers"), "alerting.alertmanagers")
         for index, (path, node) in enumerate(managers):
             if type(node) is not MappingNode:
                 raise _no_section(node, path, "alertmanager config")
             decode(node, _Alertmanager, path=path, elsewhere=self._known)
             for key, kind in ("relabel_configs", "target"), ("alert_relabel_configs", "alert"):
-                _refuse_null_items(node, path, key, f"empty or null Alertmanager {kind} relabeling rule")
+                _relabel_rules(node, path, key, f"Alertmanager {kind} relabeling rule", scheme)
             self._notify[f"config-{index}"] = tuple(self._discovery(node, path, directory))
 
     def _discovery(self, section: MappingNode, path: str, directory: str) -> Iterator[DiscovererConfig]:
@@ -515,10 +524,18 @@ def _no_section(node: Node, path: str, name: str) -> ConfigError:
     return node.error(f"found {describe(node)}, expected a mapping", path)
 
 
-def _refuse_null_items(node: MappingNode, path: str, key: str, message: str) -> None:
+def _relabel_rules(node: MappingNode, path: str, key: str, what: str, scheme: NameScheme) -> tuple[RelabelConfig, ...]:
+    """Return the rules under ``key``; ``what`` they are is told where one is missing."""
+    rules = []
     for place, item in _sections(node.get(key), key_path(path, key)):
         if is_null(item):
-            raise item.error(message, place)
+            raise item.error(f"empty or null {what}", place)
+        rules.append(decode(item, RelabelConfig, path=place, check=partial(_check_rule, item, scheme)))
+    return tuple(rules)
+
+
+def _check_rule(node: Node, scheme: NameScheme, rule: RelabelConfig) -> None:
+    rule.validate(scheme, given={name.text for name, _ in node.entries} if type(node) is MappingNode else ())
 
 
 def _refuse_urls(static: Node | None, path: str) -> None:
@@ -567,9 +584,13 @@ def _first(own: bool | None, inherited: bool | None) -> bool:
     return bool(inherited) if own is None else own
 
 
+def _name_scheme(section: _Scrape, defaults: _Global) -> NameScheme:
+    return section.metric_name_validation_scheme or defaults.metric_name_validation_scheme or "utf8"
+
+
 def _check_metric_names(section: _Scrape, defaults: _Global, node: MappingNode, path: str) -> None:
     """Refuse a job that asks for metric names which it then takes for invalid."""
-    validation = section.metric_name_validation_scheme or defaults.metric_name_validation_scheme or "utf8"
+    validation = _name_scheme(section, defaults)
     natural = "underscores" if validation == "legacy" else "allow-utf-8"
     inherited = "" if section.metric_name_validation_scheme else defaults.metric_name_escaping_scheme
     escaping = section.metric_name_escaping_scheme or inherited or natural

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import trio
 from rich.console import Console, Group, RenderableType
@@ -22,14 +23,30 @@ from rich.text import Text
 
 from ..manager import Manager, ManagerStatistics
 from ..provider import ProviderStatistics
-from ..reload import ReloadStatistics
 from ..store import Snapshot, Update
 from ..targets import ADDRESS_LABEL, META_LABEL_PREFIX, TargetGroup
 
-__all__ = ["Tables", "plain_console", "targets_table"]
+__all__ = ["Tables", "plain_console", "print_table", "targets_table"]
 
 _STATE_STYLE = {"synced": "green", "starting": "cyan", "failing": "bold red", "stopped": "dim"}
 _FRESH = 5.0  # seconds for which a change is marked
+_UNLIMITED = 10_000  # columns
+
+
+class _Reloads(Protocol):
+    """What is told of reloads."""
+
+    @property
+    def succeeded(self) -> int:
+        """Configurations put in force."""
+
+    @property
+    def failed(self) -> int:
+        """Configurations refused."""
+
+    @property
+    def last_error(self) -> str | None:
+        """Why the last one was refused, if it was."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +65,15 @@ def plain_console() -> Console:
     return Console(markup=False, emoji=False, highlight=False)
 
 
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table on stdout, as wide as the terminal; elsewhere as wide as it is."""
+    console = plain_console()
+    table = _plain_table(*headings)
+    for row in rows:
+        table.add_row(*[_printable(cell) for cell in row])
+    console.print(table, width=None if console.is_terminal else _UNLIMITED, crop=False)
+
+
 class Tables:
     """Draws what managers show and how their providers fare.
 
@@ -62,7 +88,7 @@ class Tables:
         self,
         title: str,
         managers: Sequence[Manager],
-        reloads: Callable[[], ReloadStatistics],
+        reloads: Callable[[], _Reloads],
         console: Console | None = None,
     ) -> None:
         self._title = title

@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass, replace
 from typing import ClassVar, Final, Self
 
-from ...config.durations import Duration
-from ...discoverer import DiscovererConfig, DiscovererOptions, FieldError
+from ...discoverer import DiscovererConfig, DiscovererOptions
+from ...durations import Duration
+from ...errors import FieldError
 from .discoverer import FileDiscoverer
 from .patterns import clean
 

@@ -168,7 +168,7 @@ class _JSONReader:
         for target in value:
             if type(target) is not str or self._mend:
                 target = self._text(target, f".targets[{len(targets)}]")
-            targets.append(Labels({ADDRESS_LABEL: target}))
+            targets.append(Labels.one(ADDRESS_LABEL, target))
         return tuple(targets)
 
     def _add_labels(self, labels: dict[str, str], value: object) -> None:

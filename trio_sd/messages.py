@@ -1,4 +1,4 @@
-"""Words that the error messages of this room share."""
+"""Words that error messages share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["is_utf8", "item_path", "key_path", "quote", "unknown_key"]
+__all__ = ["is_utf8", "item_path", "key_path", "printable", "quote", "unknown_key"]
 
 
 def is_utf8(text: str) -> bool:
