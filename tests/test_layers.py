@@ -19,10 +19,13 @@ ROOT = Path(trio_sd.__file__).parent
 
 TOP = 7
 FLOORS = {
-    "targets": 0,
-    "relabel": 0,
+    "messages": 0,
     "errors": 0,
     "limits": 0,
+    "durations": 0,
+    "targets": 0,
+    "relabel": 0,
+    "target_labels": 0,
     "store": 1,
     "discoverer": 1,
     "resources": 1,
@@ -42,7 +45,17 @@ FLOORS = {
 }
 """The floor of each room: a module or a package right below ``trio_sd``. A new room needs a floor here."""
 
-NEIGHBOURS = {("discoverer", "resources")}
+NEIGHBOURS = {
+    ("durations", "messages"),
+    ("relabel", "messages"),
+    ("relabel", "errors"),
+    ("relabel", "targets"),
+    ("target_labels", "messages"),
+    ("target_labels", "durations"),
+    ("target_labels", "targets"),
+    ("target_labels", "relabel"),
+    ("discoverer", "resources"),
+}
 """Rooms of one floor of which the first may import the second."""
 
 ENGINE = {"manager", "provider", "store", "subscription"}
@@ -94,6 +107,8 @@ def complaint(module: str, imported: str) -> str | None:
         return None
     if here == "discovery" and there in ENGINE:
         return "a mechanism knows the engine"
+    if not {here, there} <= FLOORS.keys():
+        return None  # told by test_every_room_has_a_floor
     if FLOORS[here] == FLOORS[there] and FLOORS[here] != TOP and (here, there) not in NEIGHBOURS:
         return "it is next door"
     if FLOORS[here] < FLOORS[there]:
@@ -102,7 +117,7 @@ def complaint(module: str, imported: str) -> str | None:
 
 
 def test_every_room_has_a_floor() -> None:
-    assert {room_of(module) for module in MODULES} <= FLOORS.keys()
+    assert {room_of(module) for module in MODULES} - FLOORS.keys() == set()
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -338,6 +338,29 @@ async def test_a_mechanism_that_tells_of_errors_is_failing(autojump_clock: MockC
         assert stage.state == "synced"
 
 
+async def test_a_mechanism_that_fails_to_tell_of_itself_is_failing(autojump_clock: MockClock) -> None:
+    class Telling:
+        async def run(self, updates: Updates) -> None:
+            await updates.send([group("x", "1")])
+            await trio.sleep_forever()
+
+        def statistics(self) -> DiscovererStatistics:
+            raise OSError("no idea")
+
+    @dataclass(frozen=True)
+    class Config(DiscovererConfig):
+        mechanism: ClassVar[str] = "telling"
+
+        def discoverer(self, options: DiscovererOptions) -> Discoverer:
+            return Telling()
+
+    async with running(Config()) as stage:
+        await wait_all_tasks_blocked()
+        told = stage.provider.statistics(())
+        assert (told.state, told.groups) == ("failing", 1)
+        assert "no idea" in str(told.details.errors)
+
+
 async def test_statistics_count(autojump_clock: MockClock) -> None:
     fake = FakeDiscoverer("f")
     async with running(fake.config) as stage:
@@ -440,7 +463,6 @@ async def test_a_discoverer_is_held_back_by_a_channel_without_capacity(autojump_
 @pytest.mark.parametrize(
     "garbage",
     [None, 5, "text", [None], ["x"], [1, 2], [group("y", "1"), None], [("x", [])], [[group("y", "1")]], object()],
-    ids=repr,
 )
 @pytest.mark.parametrize("when", ["first", "later"])
 async def test_garbage_is_the_providers_failure_and_changes_nothing(

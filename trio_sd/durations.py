@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Self
 
 from .messages import quote
 
 __all__ = ["Duration", "format_duration"]
 
-_UNITS: Final = {
-    "y": 365 * 24 * 60 * 60 * 1000,
-    "w": 7 * 24 * 60 * 60 * 1000,
-    "d": 24 * 60 * 60 * 1000,
-    "h": 60 * 60 * 1000,
-    "m": 60 * 1000,
-    "s": 1000,
-    "ms": 1,
-}
+_UNITS: Final = MappingProxyType(
+    {
+        "y": 365 * 24 * 60 * 60 * 1000,
+        "w": 7 * 24 * 60 * 60 * 1000,
+        "d": 24 * 60 * 60 * 1000,
+        "h": 60 * 60 * 1000,
+        "m": 60 * 1000,
+        "s": 1000,
+        "ms": 1,
+    }
+)
 """Milliseconds of each unit, in the order in which units may follow each other."""
 
 _ONLY_WHOLE: Final = frozenset({"y", "w"})  # 90d reads better than 12w6d

@@ -153,7 +153,10 @@ class Manager:
                     for provider in new:
                         self._nursery.start_soon(provider.run, name=f"provider {provider.name}")
             self._check_open()
-            await trio.lowlevel.checkpoint()  # each new provider has taken its first step
+            # Each new provider takes its first step in the batch that begins with the first checkpoint, in any order
+            # with this task; with the second all of them have.
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
 
     def _switch(
         self, wanted: Mapping[str, tuple[DiscovererConfig, ...]], *, keep_running: bool
@@ -386,13 +389,16 @@ async def open_manager(
                 if configs:
                     await manager.apply_config(configs)
                 yield manager
-            except BaseException as raised:
+            # Kept out of the nursery, which would wrap it in a group; raised again below, whatever it is.
+            except BaseException as raised:  # noqa: BLE001
                 error = raised
-                raise
             finally:
                 manager._close()
     except BaseExceptionGroup as group:
-        if error is None or group.exceptions != (error,):
+        _, fatal = group.split(trio.Cancelled)
+        if error is None or (fatal is not None and isinstance(error, trio.Cancelled)):
             raise
+        if fatal is not None:
+            raise BaseExceptionGroup("the block and what the manager ran failed", [error, fatal]) from None
     if error is not None:
-        raise error  # out here, so that the group does not become its context
+        raise error

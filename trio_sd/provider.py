@@ -225,8 +225,7 @@ class Provider:
     def statistics(self, sets: tuple[str, ...]) -> ProviderStatistics:
         """Return how the provider fares at this moment; ``sets`` are those that it feeds."""
         groups, targets = self._store.counts(self.name)
-        discoverer = self._discoverer
-        details = discoverer.statistics() if isinstance(discoverer, ReportsStatistics) else DiscovererStatistics()
+        details = self._details()
         return ProviderStatistics(
             name=self.name,
             sets=sets,
@@ -242,6 +241,16 @@ class Provider:
             duplicates=self._duplicates,
             details=details,
         )
+
+    def _details(self) -> DiscovererStatistics:
+        discoverer: object = self._discoverer
+        if not isinstance(discoverer, ReportsStatistics):
+            return DiscovererStatistics()
+        try:
+            return discoverer.statistics()
+        # The same boundary as for what it raises when it runs: a mechanism's mistake is told, and hurts nobody else.
+        except Exception as error:  # noqa: BLE001
+            return DiscovererStatistics(errors=(f"its statistics failed, {type(error).__name__}: {error}",))
 
     def _state(self, details: DiscovererStatistics) -> ProviderState:
         if self._stopping:

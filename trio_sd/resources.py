@@ -1,8 +1,9 @@
 """Resources that several discoverers of one manager share.
 
 An inotify instance or a ZooKeeper session is opened for its first user and closed when its last user has gone. It
-lives in a task of the manager's nursery, so it may have a nursery of its own and can't outlive the manager. Rejected:
-opening it in the first user's task, because that user may well be the first to leave.
+lives in a task of the manager's nursery, so it may have a nursery of its own and can't outlive the manager. That task
+is shielded from the manager's end: it ends when its last user has gone, so nobody's resource is closed before he is.
+Rejected: opening it in the first user's task, because that user may well be the first to leave.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class _Shared:
 
     def __init__(self) -> None:
         self.users: set[trio.CancelScope] = set()
-        self.scope = trio.CancelScope()
+        self.scope = trio.CancelScope(shield=True)  # cancelled by the last user to leave
         self.settled = trio.Event()  # open, or failed to
         self.closed = trio.Event()
         self.value: Any = None  # of the type that its opener yields; `use` gives it back its type

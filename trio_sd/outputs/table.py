@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Protocol
 
 import trio
@@ -28,7 +29,7 @@ from ..targets import ADDRESS_LABEL, META_LABEL_PREFIX, TargetGroup
 
 __all__ = ["Tables", "plain_console", "print_table", "targets_table"]
 
-_STATE_STYLE = {"synced": "green", "starting": "cyan", "failing": "bold red", "stopped": "dim"}
+_STATE_STYLE = MappingProxyType({"synced": "green", "starting": "cyan", "failing": "bold red", "stopped": "dim"})
 _FRESH = 5.0  # seconds for which a change is marked
 _UNLIMITED = 10_000  # columns
 
