@@ -2,11 +2,17 @@
 
 Load a configuration with :func:`load_config`, run it with :func:`open_manager`, and take updates from
 :meth:`Manager.subscribe`.
+
+The engine is imported at once; what reads configurations, and the mechanisms, when they are first asked for, because
+that is half of the time and not everybody has a configuration file.
 """
 
 from __future__ import annotations
 
-from .config import Config, Duration
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
 from .discoverer import (
     Discoverer,
     DiscovererConfig,
@@ -16,18 +22,22 @@ from .discoverer import (
     Registry,
     ReportsStatistics,
 )
-from .discovery import default_registry, load_config
-from .discovery.file import FileSDConfig
-from .discovery.static import StaticConfig
+from .durations import Duration
 from .errors import ConfigError, DiscoveryError, FieldError, Position, TrioSDError
 from .limits import Limits
 from .manager import Manager, ManagerStatistics, SetStatistics, open_manager
 from .provider import Backoff, Provider, ProviderStatistics
-from .reload import Reloader, ReloadStatistics, reload_on_sighup
 from .resources import Resources
 from .store import Changes, SetChanges, Snapshot, TargetStore, Update
 from .subscription import Subscription, SubscriptionStatistics, Throttle
 from .targets import Labels, TargetGroup, join_host_port
+
+if TYPE_CHECKING:
+    from .config import Config, ScrapeJob
+    from .discovery import default_registry, load_config
+    from .discovery.file import FileSDConfig
+    from .discovery.static import StaticConfig
+    from .reload import Reloader, ReloadStatistics, reload_on_sighup
 
 __all__ = [
     "Backoff",
@@ -55,6 +65,7 @@ __all__ = [
     "Reloader",
     "ReportsStatistics",
     "Resources",
+    "ScrapeJob",
     "SetChanges",
     "SetStatistics",
     "Snapshot",
@@ -74,3 +85,28 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+_LATER: Final = MappingProxyType(
+    {
+        "Config": ".config",
+        "ScrapeJob": ".config",
+        "FileSDConfig": ".discovery.file",
+        "ReloadStatistics": ".reload",
+        "Reloader": ".reload",
+        "StaticConfig": ".discovery.static",
+        "default_registry": ".discovery",
+        "load_config": ".discovery",
+        "reload_on_sighup": ".reload",
+    }
+)
+"""Where each name that is imported late comes from."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATER[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
