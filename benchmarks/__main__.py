@@ -1,27 +1,36 @@
-"""``python -m benchmarks [--quick]``: measure and print."""
+"""``python -m benchmarks [NAME …] [--quick]``: measure and print."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import platform
+from types import MappingProxyType
 
 import trio
 
-from . import manager
+from . import manager, relabel
 from .report import table
+
+BENCHMARKS = MappingProxyType({"manager": manager.run, "relabel": relabel.run})
 
 
 def main() -> None:
     """Run the benchmarks and print their figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure trio-sd on this machine.")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"which: {', '.join(BENCHMARKS)}; all if none is named"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer rounds: seconds instead of a minute")
     arguments = parser.parse_args()
+    if unknown := set(arguments.names) - BENCHMARKS.keys():
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     print(
         f"Python {platform.python_version()}, Trio {trio.__version__}, {platform.system()} {platform.machine()}, "
         f"{os.cpu_count()} cores\n"
     )
-    print(table(manager.run(quick=arguments.quick)))
+    for name in arguments.names or BENCHMARKS:
+        print(f"{name}\n{table(BENCHMARKS[name](quick=arguments.quick))}\n")
 
 
 if __name__ == "__main__":

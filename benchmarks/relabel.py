@@ -56,7 +56,7 @@ def targets(count: int) -> list[dict[str, str]]:
     ]
 
 
-def run(*, quick: bool = False) -> list[Row]:
+def run(*, quick: bool) -> list[Row]:
     """Measure, and return a row for each figure."""
     count, rounds = (2_000, 3) if quick else (20_000, 7)
     found = targets(count)

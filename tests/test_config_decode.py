@@ -227,10 +227,7 @@ def test_a_type_alone_can_be_read(text: str, of: type, value: object) -> None:
         ("loud: []", "f.yml:1:7: j.loud: found a list, expected a string"),
         (
             "server: {host: h, prot: 1}",
-            (
-                "f.yml:1:19: j.server.prot: field prot not found in this section; did you mean port? expected one of: "
-                "host, port"
-            ),
+            ("f.yml:1:19: j.server.prot: field prot not found in this section; did you mean port?"),
         ),
         (
             "server: {host: h, '\\n': 1}".replace("'\\n'", '"\\n"'),
@@ -306,10 +303,7 @@ def test_a_target_group_may_be_empty(text: str) -> None:
         ("labels: {!!binary /w== : b}", 'f.yml:1:10: [0].labels."\\xff": "\\xff" is not a valid label name'),
         (
             "target: [a]",
-            (
-                "f.yml:1:1: [0].target: field target not found in a target group; did you mean targets? "
-                "expected one of: labels, targets"
-            ),
+            ("f.yml:1:1: [0].target: field target not found in a target group; did you mean targets?"),
         ),
     ],
 )

@@ -418,7 +418,7 @@ PATH = "scrape_configs[0]"
             JOB + "file_sd_config: [{files: [a.yml]}]",
             (
                 f"{AT}3:5: {PATH}.file_sd_config: field file_sd_config not found in this section; "
-                "did you mean file_sd_configs? expected one of: "
+                "did you mean file_sd_configs?"
             ),
         ),
         (JOB + "scrape_intervall: 1m", f"{AT}3:5: {PATH}.scrape_intervall: field scrape_intervall not found"),

@@ -34,11 +34,11 @@ def _escaped(char: str) -> str:
 
 
 def unknown_key(key: str, known: Iterable[str], section: str) -> str:
-    """Return the message for a key that ``section`` doesn't have, with the known keys that look like it."""
+    """Return the message for a key that ``section`` doesn't have: the known one that it looks like, or all of them."""
     expected = sorted(known)
     alike = get_close_matches(key, expected, n=1)
-    suggestion = f"; did you mean {alike[0]}?" if alike else ";"
-    return f"field {printable(key)} not found in {section}{suggestion} expected one of: {', '.join(expected)}"
+    hint = f"did you mean {alike[0]}?" if alike else f"expected one of: {', '.join(expected)}"
+    return f"field {printable(key)} not found in {section}; {hint}"
 
 
 def printable(key: str) -> str:

@@ -153,7 +153,7 @@ class Tables:
         statistics = [manager.statistics() for manager in self._managers]
         snapshots = [manager.snapshot() for manager in self._managers]
         now = trio.current_time()
-        room = max(8, height - 9 - bool(self._caption))
+        room = max(8, height - 11 - bool(self._caption))
         providers = _providers_table(statistics, now, max(3, room // 3))
         total = sum(s.targets for one in statistics for s in one.sets)
         left = max(3, room - min(room // 3, providers.row_count))
@@ -163,13 +163,13 @@ class Tables:
         else:
             lower = _events_table([*self._events][-left:][::-1], now)
         caption = [Text(self._caption, style="bold yellow")] if self._caption else []
-        return Group(self._headline(statistics, total), *caption, providers, lower)
+        return Group(self._headline(statistics, total), *caption, "", providers, "", lower)
 
     def _headline(self, statistics: Sequence[ManagerStatistics], targets: int) -> Text:
         reloads = self._reloads()
         sets = sum(len(one.sets) for one in statistics)
         line = Text(f"{self._title}  ", style="bold", no_wrap=True)
-        line.append(f"{sets} sets, {targets:,} targets, {reloads.succeeded} reloads", style="not bold")
+        line.append(f"{sets} sets, {targets:,} targets, {max(0, reloads.succeeded - 1)} reloads", style="not bold")
         if reloads.failed:
             line.append(f", {reloads.failed} refused", style="red")
         line.append(time.strftime("   %H:%M:%S"), style="dim")
