@@ -1221,6 +1221,31 @@ async def test_a_failing_body_and_a_fatal_discoverer_are_both_told(autojump_cloc
             raise MineError
 
 
+async def test_a_fatal_discoverer_comes_out_alone_though_the_block_had_tasks_of_its_own(
+    autojump_clock: MockClock,
+) -> None:
+    class Fatally:
+        async def run(self, updates: Updates) -> None:
+            await updates.send([])
+            await trio.sleep(1)
+            raise Fatal
+
+    caught: list[BaseException] = []
+    try:
+        async with open_manager({"s": [LastingConfig("f", Fatally())]}), trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            nursery.start_soon(trio.sleep_forever)
+    except BaseException as raised:  # noqa: BLE001
+        caught.append(raised)
+    assert len(caught) == 1
+    leaves = caught
+    while any(isinstance(leaf, BaseExceptionGroup) for leaf in leaves):
+        leaves = [
+            inner for leaf in leaves for inner in (leaf.exceptions if isinstance(leaf, BaseExceptionGroup) else (leaf,))
+        ]
+    assert [type(leaf) for leaf in leaves] == [Fatal], "the cancellation of the block was the manager's own"
+
+
 # --- cancellation everywhere ---
 
 

@@ -456,7 +456,7 @@ _PATTERNS = st.one_of(
 _SUBJECTS = st.text("abc.-1: \né%_/$€\udcff\ufffd", max_size=8)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=6 * settings().max_examples)
 @given(_PATTERNS, st.lists(_SUBJECTS, min_size=1, max_size=12))
 def test_every_way_gives_the_answer_of_re2(pattern: str, texts: list[str]) -> None:
     try:
@@ -651,7 +651,7 @@ _RULES = st.builds(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=5 * settings().max_examples)
 @given(
     st.dictionaries(_NAMES, st.text("ab;é\udcff", max_size=3)),
     st.lists(_RULES, max_size=6),

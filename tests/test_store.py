@@ -208,7 +208,7 @@ def test_garbage_raises_and_changes_nothing(garbage: Any, begun: bool) -> None:
     assert sources(store, "a") == (["z"] if begun else ["x", "z"]), "the run's place is not lost either"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=6 * settings().max_examples // 10)
 @given(
     st.lists(
         st.lists(st.tuples(st.sampled_from("uvwxyz"), st.integers(0, 3)), max_size=5).map(
@@ -858,7 +858,7 @@ class Follower:
         assert same(self.state, by_source(update.snapshot))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2 * settings().max_examples)
 @given(st.lists(steps, min_size=1, max_size=40))
 def test_the_store_agrees_with_a_model_of_plain_dicts(sequence: list[tuple[str, Any, Any]]) -> None:
     calls: list[int] = []

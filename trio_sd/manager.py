@@ -93,6 +93,8 @@ class Manager:
         backoff: Backoff,
         rng: random.Random,
     ) -> None:
+        if not (warm_up >= 0 and grace >= 0):
+            raise ValueError(f"warm_up and grace are seconds, not {warm_up} and {grace}")
         self.name = name
         self._nursery = nursery
         self._throttle = throttle
@@ -106,11 +108,12 @@ class Manager:
         self._turn = trio.Lock()
         self._sets: dict[str, tuple[str, ...]] = {}
         self._providers: dict[str, Provider] = {}
+        self._stopping: list[Provider] = []  # told to stop by an apply_config that was cancelled since
         self._stuck: list[Provider] = []
         self._names: dict[DiscovererConfig, str] = {}
         self._names_given = 0
         self._subscriptions: dict[Subscription, None] = {}
-        self._expiring = False
+        self._expiring: trio.CancelScope | None = None
         self._closed = False
         self._reloads = 0
         self._last_reload: float | None = None
@@ -130,25 +133,27 @@ class Manager:
         Raises:
           trio.ClosedResourceError: the manager is closed.
           TypeError: a configuration is not a :class:`DiscovererConfig`, or can't be hashed. Nothing was changed.
+          ValueError: ``restart`` is something else. Nothing was changed.
 
         Cancelled while it waits for its turn, it changes nothing. Cancelled later, the new configuration is in force
         and running, only the end of the old providers was not waited for.
         """
+        if restart not in ("all", "changed"):
+            raise ValueError(f'restart is "all" or "changed", not {restart!r}')
         wanted = {name: tuple(dict.fromkeys(members)) for name, members in configs.items()}
         for member in (member for members in wanted.values() for member in members):
             if not isinstance(member, DiscovererConfig):
                 raise TypeError(f"a set consists of DiscovererConfig values, not {type(member).__name__}: {member!r}")
         async with self._turn:
             self._check_open()
-            old, new = self._switch(wanted, keep_running=restart == "changed")
+            new = self._switch(wanted, keep_running=restart == "changed")
             try:
-                with trio.move_on_after(self._grace) as patience:
-                    for provider in old:
-                        await provider.stopped.wait()
-                if patience.cancelled_caught:
-                    self._tell_stuck(old)
+                with trio.move_on_after(self._grace):
+                    while self._stopping:
+                        await self._stopping[-1].stopped.wait()
+                        self._stopping.pop()
+                self._give_up_on_stuck()
             finally:
-                self._stuck.extend([provider for provider in old if not provider.stopped.is_set()])
                 if not self._closed:
                     for provider in new:
                         self._nursery.start_soon(provider.run, name=f"provider {provider.name}")
@@ -158,10 +163,8 @@ class Manager:
             await trio.lowlevel.checkpoint()
             await trio.lowlevel.checkpoint()
 
-    def _switch(
-        self, wanted: Mapping[str, tuple[DiscovererConfig, ...]], *, keep_running: bool
-    ) -> tuple[list[Provider], list[Provider]]:
-        """Put the new configuration in force; return the old providers, told to stop, and those to start after."""
+    def _switch(self, wanted: Mapping[str, tuple[DiscovererConfig, ...]], *, keep_running: bool) -> list[Provider]:
+        """Put the new configuration in force, tell old providers to stop, return those to start when they have."""
         self._name(wanted)
         self._sets = {set_name: tuple([self._names[m] for m in members]) for set_name, members in wanted.items()}
         old = self._providers
@@ -179,12 +182,13 @@ class Manager:
         self._stuck = [provider for provider in self._stuck if not provider.stopped.is_set()]
         for provider in old.values():
             provider.stop()
-        if self._store.next_deadline is not None and not self._expiring:
-            self._expiring = True
-            self._nursery.start_soon(self._expire_leaving)
+            self._stopping.append(provider)
+        if self._store.next_deadline is not None and self._expiring is None:
+            self._expiring = trio.CancelScope()
+            self._nursery.start_soon(self._expire_leaving, self._expiring)
         self._reloads += 1
         self._last_reload = now
-        return list(old.values()), new
+        return new
 
     def _name(self, wanted: Mapping[str, tuple[DiscovererConfig, ...]]) -> None:
         """Name every configuration's provider: as before, for as long as it runs or something of it is shown."""
@@ -199,22 +203,25 @@ class Manager:
         options = DiscovererOptions(self._resources, self._limits, partial(self._store.groups, name))
         return Provider(name, config, options, self._store, backoff=self._backoff, rng=self._rng)
 
-    def _tell_stuck(self, providers: Iterable[Provider]) -> None:
-        for provider in providers:
-            if not provider.stopped.is_set():
-                logger.error(
-                    "manager %s: provider %s has not stopped within %g s; the reload goes on without it",
-                    self.name,
-                    provider.name,
-                    self._grace,
-                )
+    def _give_up_on_stuck(self) -> None:
+        """Name the providers whose grace time is over, and wait for them no more."""
+        stuck = [provider for provider in self._stopping if not provider.stopped.is_set()]
+        self._stopping = []
+        self._stuck += stuck
+        for provider in stuck:
+            logger.error(
+                "manager %s: provider %s has not stopped within %g s; the reload goes on without it",
+                self.name,
+                provider.name,
+                self._grace,
+            )
 
-    async def _expire_leaving(self) -> None:
+    async def _expire_leaving(self, scope: trio.CancelScope) -> None:
         """Let leaving providers go at their deadlines. Runs only while there are any."""
-        while (deadline := self._store.next_deadline) is not None:
-            await trio.sleep_until(deadline)
-            self._store.expire(trio.current_time())
-        self._expiring = False
+        with scope:
+            while (deadline := self._store.next_deadline) is not None:
+                await trio.sleep_until(deadline)
+                self._store.expire(trio.current_time())  # a change, so that _notify ends this when all have gone
 
     @asynccontextmanager
     async def subscribe(
@@ -254,6 +261,9 @@ class Manager:
             ended.set()
 
     def _notify(self) -> None:
+        if self._expiring is not None and not self._store.leaving_any:
+            self._expiring.cancel()
+            self._expiring = None
         for subscription in self._subscriptions:
             subscription.notify()
 
@@ -327,7 +337,7 @@ class Manager:
             ),
             providers=tuple([p.statistics(tuple(sets_of[name])) for name, p in self._providers.items()]),
             subscriptions=tuple([subscription.statistics() for subscription in self._subscriptions]),
-            stuck=tuple([provider.name for provider in self._stuck if not provider.stopped.is_set()]),
+            stuck=tuple([p.name for p in (*self._stuck, *self._stopping) if not p.stopped.is_set()]),
             resources=MappingProxyType(self._resources.statistics()),
             reloads=self._reloads,
             last_reload=self._last_reload,
@@ -396,9 +406,13 @@ async def open_manager(
                 manager._close()
     except BaseExceptionGroup as group:
         _, fatal = group.split(trio.Cancelled)
-        if error is None or (fatal is not None and isinstance(error, trio.Cancelled)):
+        if error is None:
             raise
         if fatal is not None:
-            raise BaseExceptionGroup("the block and what the manager ran failed", [error, fatal]) from None
+            # What cancelled the block was the failure itself; that is not told beside it.
+            _, own = BaseExceptionGroup("", [error]).split(trio.Cancelled)
+            if own is None:
+                raise
+            raise BaseExceptionGroup("the block and what the manager ran failed", [*own.exceptions, fatal]) from None
     if error is not None:
         raise error

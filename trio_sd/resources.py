@@ -8,6 +8,7 @@ Rejected: opening it in the first user's task, because that user may well be the
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar, cast
@@ -19,6 +20,8 @@ from .errors import unwrapped
 __all__ = ["Resources"]
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 class _Shared:
@@ -39,8 +42,10 @@ class _Shared:
                     self.settled.set()
                     await trio.sleep_forever()
         # Whatever breaks the resource is raised in its users, who are supervised; here it would end the manager.
-        except* Exception as errors:  # noqa: BLE001
+        except* Exception as errors:
             self.error = unwrapped(errors)
+            if not self.users:
+                logger.warning("a shared resource failed as it was closed: %s", self.error, exc_info=self.error)
         finally:
             self.settled.set()
             for user in self.users:
@@ -62,6 +67,8 @@ class Resources:
     @asynccontextmanager
     async def use(self, key: Hashable, opener: Callable[[], AbstractAsyncContextManager[T]]) -> AsyncIterator[T]:
         """Use the resource named ``key``, which ``opener`` opens if nobody uses it yet.
+
+        The key is told in statistics, so it holds no secrets.
 
         The last user to leave waits until the resource is closed, so that nothing of it is left when a reload ends;
         that wait is shielded, and as long as the resource takes to close. A resource that breaks while in use

@@ -54,6 +54,10 @@ class _Groups:
 
 
 _NO_GROUPS: Final = _Groups(Map(), 0)
+_REMEMBERED: Final = 1_000
+
+_Touched = Mapping[str, Collection[str] | None]
+"""The sources that may differ, by provider; ``None`` for all that it has or had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +82,8 @@ class Snapshot(Mapping[str, tuple[TargetGroup, ...]]):
     """Every set and its groups at one revision. Immutable.
 
     Sets come in the order of the configuration; the groups of a set in the order of its configurations, then of
-    their sources. Every configured set is present, if only empty. The tuple of a set is built when first asked for,
-    and shared by later snapshots for as long as nothing in it changes.
+    their sources. Every configured set is present, if only empty. The tuple of a set is built when first asked for;
+    a set of one provider shares it with later snapshots for as long as nothing in it changes.
     """
 
     __slots__ = ("_layout", "_providers", "_sets", "revision")
@@ -154,7 +158,7 @@ class Update:
 
     __slots__ = ("_base", "_changes", "_touched", "revision", "snapshot")
 
-    def __init__(self, base: Snapshot, snapshot: Snapshot, touched: Mapping[str, Collection[str]]) -> None:
+    def __init__(self, base: Snapshot, snapshot: Snapshot, touched: _Touched) -> None:
         self.revision = snapshot.revision
         self.snapshot: Mapping[str, Sequence[TargetGroup]] = snapshot
         self._base: Snapshot | None = base
@@ -178,7 +182,7 @@ class Update:
         return f"<Update {self.snapshot!r}>"
 
 
-def _differences(old: Snapshot, new: Snapshot, touched: Mapping[str, Collection[str]]) -> dict[str, SetChanges]:
+def _differences(old: Snapshot, new: Snapshot, touched: _Touched) -> dict[str, SetChanges]:
     """Return the changes by set, given the sources that were ``touched`` by provider."""
     before, after = old._layout, new._layout
     affected = {set_name for provider in touched for set_name in after.feeds.get(provider, ())}
@@ -198,17 +202,18 @@ def _differences(old: Snapshot, new: Snapshot, touched: Mapping[str, Collection[
     return changes
 
 
-def _set_differences(old: Snapshot, new: Snapshot, set_name: str, touched: Mapping[str, Collection[str]]) -> SetChanges:
+def _set_differences(old: Snapshot, new: Snapshot, set_name: str, touched: _Touched) -> SetChanges:
     before = old._layout.providers.get(set_name, ())
     after = new._layout.providers.get(set_name, ())
     # What may differ: what was touched in the providers that stay, and everything of those that came or went.
     sources: set[str] = set()
     for provider in {*before, *after}:
-        if provider in before and provider in after:
-            sources.update(touched.get(provider, ()))
+        known = touched.get(provider, ())
+        if known is not None and provider in before and provider in after:
+            sources.update(known)
         else:
-            holder = new if provider in after else old
-            sources.update(holder._providers.get(provider, _NO_GROUPS).by_source)
+            sources.update(old._providers.get(provider, _NO_GROUPS).by_source if provider in before else ())
+            sources.update(new._providers.get(provider, _NO_GROUPS).by_source if provider in after else ())
     had = [old._providers.get(provider, _NO_GROUPS).by_source for provider in before]
     has = [new._providers.get(provider, _NO_GROUPS).by_source for provider in after]
     updated: list[tuple[int, str, TargetGroup]] = []
@@ -244,7 +249,7 @@ class Reader:
         self._store = store
         self._position = store._changes_end
         self._given = _EMPTY_SNAPSHOT
-        self._touched: dict[str, dict[str, None]] = {}
+        self._touched: dict[str, set[str] | None] = {}
 
     @property
     def behind(self) -> int:
@@ -258,10 +263,20 @@ class Reader:
         """
         position = self._position
         while position.next is not None:
-            self._touched.setdefault(position.provider, {}).update(dict.fromkeys(position.sources))
+            self._touch(position.provider, position.sources)
             position = position.next
         self._position = position
         return Update(self._given, self._store.snapshot(), self._touched)
+
+    def _touch(self, provider: str, sources: Collection[str]) -> None:
+        touched = self._touched.setdefault(provider, set())
+        if touched is None:
+            return
+        touched.update(sources)
+        # Sources come and go for ever while a subscriber takes nothing. Beyond what is held, to compare everything is
+        # cheaper than to remember it all.
+        if len(touched) > _REMEMBERED + 2 * self._store.counts(provider)[0]:
+            self._touched[provider] = None
 
     def given(self, update: Update) -> None:
         """Note that the subscriber has taken ``update``, the one last read."""
@@ -330,6 +345,11 @@ class TargetStore:
         return min((t for leaving in self._leaving.values() for t in leaving.values()), default=None)
 
     @property
+    def leaving_any(self) -> bool:
+        """Whether any provider is still shown in a set that it has left."""
+        return bool(self._leaving)
+
+    @property
     def leaving(self) -> Mapping[str, Collection[str]]:
         """The providers that are still shown in sets that they have left, by set."""
         return {set_name: tuple(leaving) for set_name, leaving in self._leaving.items()}
@@ -377,6 +397,9 @@ class TargetStore:
         Raises:
           TypeError: ``groups`` holds something else than target groups; nothing was taken in.
         """
+        given: object = groups  # from a mechanism, which may send anything
+        if not isinstance(given, Sequence) or isinstance(given, str):
+            raise TypeError(f"an update is a sequence of target groups, not {type(given).__name__}: {given!r}")
         for group in groups:
             if type(group) is not TargetGroup:
                 raise TypeError(f"an update consists of target groups, not {type(group).__name__}: {group!r}")

@@ -32,7 +32,7 @@ class Labels(Mapping[str, str]):
     scan; label sets are small.
 
     Raises:
-      TypeError: if a name or a value is not a ``str``.
+      TypeError: if it is made of something else than a mapping, or a name or a value is not a ``str``.
     """
 
     __slots__ = ("_flat",)
@@ -42,7 +42,10 @@ class Labels(Mapping[str, str]):
         if type(labels) is Labels:
             self._flat = labels._flat
             return
-        items = labels.items()
+        try:
+            items = labels.items()
+        except AttributeError:
+            raise TypeError(f"a label set is a mapping, not {type(labels).__name__}: {labels!r}") from None
         flat = tuple(chain.from_iterable(items if len(items) < 2 else sorted(items)))
         for text in flat:
             if type(text) is not str:

@@ -62,16 +62,27 @@ class FakeDiscoverer:
             self.running -= 1
 
     async def send(self, *groups: TargetGroup) -> None:
-        """Have the run send ``groups``, and wait until the engine has taken them."""
+        """Have the run send ``groups``, and wait until the engine has taken them.
+
+        Raises:
+          trio.BrokenResourceError: the run was cancelled instead.
+        """
+        taken = False
         done = trio.Event()
 
         async def action(updates: trio.MemorySendChannel[Sequence[TargetGroup]]) -> bool:
-            await updates.send(groups)
-            done.set()
+            nonlocal taken
+            try:
+                await updates.send(groups)
+                taken = True
+            finally:
+                done.set()
             return True
 
         await self._orders.send(action)
         await done.wait()
+        if not taken:
+            raise trio.BrokenResourceError("the run was cancelled before the engine took what it sent")
 
     async def fail(self, error: Exception) -> None:
         """Have the run raise ``error``."""
