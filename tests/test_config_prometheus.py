@@ -24,7 +24,7 @@ from trio_sd.config import (
     parse_config,
     parse_yaml,
 )
-from trio_sd.discoverer import Discoverer, DiscovererConfig, DiscovererOptions, Mechanism
+from trio_sd.discoverer import Discoverer, DiscovererConfig, DiscovererOptions
 from trio_sd.errors import ConfigError, FieldError
 from trio_sd.limits import Limits
 from trio_sd.targets import Labels
@@ -37,19 +37,19 @@ LIMITS = Limits()
 
 
 @dataclass(frozen=True)
-class StaticItem:
-    targets: tuple[Labels, ...]
-    labels: Labels
+class FakeStatic(DiscovererConfig):
+    mechanism: ClassVar[str] = "static"
+    groups: tuple[tuple[tuple[Labels, ...], Labels], ...] = ()
 
     @classmethod
     def decode(cls, node: Node, path: str) -> Self:
-        return cls(*decode_target_group(node, path))
+        return cls((decode_target_group(node, path),))
 
-
-@dataclass(frozen=True)
-class FakeStatic(DiscovererConfig):
-    mechanism: ClassVar[str] = "static"
-    groups: tuple[StaticItem, ...] = ()
+    @classmethod
+    def combine(cls, items: Sequence[Self]) -> Sequence[Self]:
+        if len(items) > 8:
+            raise ValueError("too many")
+        return [cls(tuple(group for item in items for group in item.groups))] if items else []
 
     def discoverer(self, options: DiscovererOptions) -> Discoverer:
         raise NotImplementedError
@@ -75,16 +75,10 @@ class FakeFile(DiscovererConfig):
         raise NotImplementedError
 
 
-def one_for_all(items: Sequence[StaticItem]) -> list[FakeStatic]:
-    if len(items) > 8:
-        raise ValueError("too many")
-    return [FakeStatic(tuple(items))]
-
-
-REGISTRY = {
-    "static_configs": Mechanism("static_configs", StaticItem, one_for_all),
-    "file_sd_configs": Mechanism("file_sd_configs", FakeFile),
-    "our_sd_configs": Mechanism("our_sd_configs", FakeFile),
+REGISTRY: dict[str, type[DiscovererConfig]] = {
+    "static_configs": FakeStatic,
+    "file_sd_configs": FakeFile,
+    "our_sd_configs": FakeFile,
 }
 
 
@@ -109,7 +103,7 @@ def load_refused(path: str | Path) -> str:
 
 
 def static(*addresses: str, **labels: str) -> FakeStatic:
-    return FakeStatic((StaticItem(tuple(Labels({"__address__": text}) for text in addresses), Labels(labels)),))
+    return FakeStatic(((tuple(Labels({"__address__": text}) for text in addresses), Labels(labels)),))
 
 
 # What a configuration says

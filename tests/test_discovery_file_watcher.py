@@ -11,8 +11,8 @@ import trio
 import trio.testing
 
 from trio_sd.discovery.file import watcher as watching
-from trio_sd.discovery.file.findings import GlobInterest, Interest
-from trio_sd.discovery.file.watcher import Event, Subscription, Watcher, WatchError, open_watcher
+from trio_sd.discovery.file.result import WatchedNames
+from trio_sd.discovery.file.watcher import Event, FileEvents, Watcher, WatchError, open_watcher
 
 
 class FakeKernel:
@@ -34,51 +34,57 @@ class FakeKernel:
         for path in [path for path, known in self.watched.items() if known == wd]:
             del self.watched[path]
 
+    def fileno(self) -> int:
+        raise NotImplementedError
 
-def named(**subjects: str) -> Interest:
-    return Interest({name.replace("_", "."): {subject} for name, subject in subjects.items()})
+    def close(self) -> None:
+        raise NotImplementedError
 
 
-def follow(subscription: Subscription, path: str, interest: Interest) -> int:
-    subscription.record()
-    wd = subscription.add(path)
-    subscription.keep({wd: interest})
+def named(**paths: str) -> WatchedNames:
+    return WatchedNames({name.replace("_", "."): {path} for name, path in paths.items()})
+
+
+def follow(events: FileEvents, path: str, names: WatchedNames) -> int:
+    events.scan_started()
+    wd = events.watch(path)
+    events.scan_ended({wd: names})
     return wd
 
 
-def pending(subscription: Subscription) -> bool:
-    return subscription._anything or bool(subscription._ready or subscription._written)
+def pending(events: FileEvents) -> bool:
+    return events._anything or bool(events._ready or events._written)
 
 
-async def test_an_event_on_a_name_tells_its_subjects() -> None:
+async def test_an_event_on_a_name_tells_what_to_read_again() -> None:
     watcher = Watcher(FakeKernel())
-    with watcher.subscribe() as subscription:
-        wd = follow(subscription, "/d", named(a_json="/d/a.json"))
+    with watcher.subscribe() as events:
+        wd = follow(events, "/d", named(a_json="/d/a.json"))
         watcher.dispatch(Event(wd, watching.IN_MOVED_TO, "a.json"))
-        assert await subscription.changed() == {"/d/a.json"}
+        assert await events.changed() == {"/d/a.json"}
 
 
 async def test_events_that_concern_nobody_are_dropped() -> None:
     watcher = Watcher(FakeKernel())
-    with watcher.subscribe() as subscription:
-        wd = follow(subscription, "/d", named(a_json="/d/a.json"))
+    with watcher.subscribe() as events:
+        wd = follow(events, "/d", named(a_json="/d/a.json"))
         watcher.dispatch(Event(wd, watching.IN_MOVED_TO, "noise"))
         watcher.dispatch(Event(wd + 1, watching.IN_MOVED_TO, "a.json"))
         watcher.dispatch(Event(wd, watching.IN_ATTRIB, ""))
-        assert not pending(subscription)
+        assert not pending(events)
 
 
 async def test_a_glob_tells_the_file_or_the_pattern() -> None:
     watcher = Watcher(FakeKernel())
-    with watcher.subscribe() as subscription:
-        files = GlobInterest(re.compile(r".*\.json"), "spelled", "")
-        directories = GlobInterest(re.compile("x.*"), None, "x*/a.json")
-        wd = follow(subscription, "/d", Interest(globs={files, directories}))
+    with watcher.subscribe() as events:
+        files = (re.compile(r".*\.json"), "spelled")
+        directories = (re.compile("x.*"), "x*/a.json")
+        wd = follow(events, "/d", WatchedNames(files={files}, directories={directories}))
         watcher.dispatch(Event(wd, watching.IN_DELETE, "a.json"))
         watcher.dispatch(Event(wd, watching.IN_CREATE | watching.IN_ISDIR, "x1"))
         watcher.dispatch(Event(wd, watching.IN_DELETE, "noise"))
-        assert await subscription.changed() == {"spelled/a.json", "x*/a.json"}
-        assert not pending(subscription)
+        assert await events.changed() == {"spelled/a.json", "x*/a.json"}
+        assert not pending(events)
 
 
 @pytest.mark.parametrize(
@@ -86,54 +92,54 @@ async def test_a_glob_tells_the_file_or_the_pattern() -> None:
 )
 async def test_a_directory_that_goes_means_anything_may_have_changed(mask: int) -> None:
     watcher = Watcher(FakeKernel())
-    with watcher.subscribe() as subscription:
-        wd = follow(subscription, "/d", Interest())
+    with watcher.subscribe() as events:
+        wd = follow(events, "/d", WatchedNames())
         watcher.dispatch(Event(wd, mask, ""))
-        assert await subscription.changed() is None
+        assert await events.changed() is None
 
 
 async def test_an_overflow_means_anything_may_have_changed_for_everybody() -> None:
     watcher = Watcher(FakeKernel())
     with watcher.subscribe() as one, watcher.subscribe() as other:
         follow(one, "/d", named(a="/d/a"))
-        other.record()
+        other.scan_started()
         watcher.dispatch(Event(-1, watching.IN_Q_OVERFLOW, ""))
-        other.keep({})
+        other.scan_ended({})
         assert await one.changed() is None
         assert await other.changed() is None
         assert not pending(one)
 
 
-async def test_events_during_a_look_are_sifted_by_what_the_look_found() -> None:
+async def test_of_the_events_during_a_scan_those_that_matter_to_it_are_kept() -> None:
     watcher = Watcher(FakeKernel())
-    with watcher.subscribe() as subscription:
-        old = follow(subscription, "/old", named(a="/old/a"))
-        subscription.record()
-        new = subscription.add("/new")
+    with watcher.subscribe() as events:
+        old = follow(events, "/old", named(a="/old/a"))
+        events.scan_started()
+        new = events.watch("/new")
         watcher.dispatch(Event(new, watching.IN_CLOSE_WRITE, "a"))
         watcher.dispatch(Event(new, watching.IN_CLOSE_WRITE, "noise"))
         watcher.dispatch(Event(old, watching.IN_CLOSE_WRITE, "a"))
-        assert not pending(subscription)
-        subscription.keep({new: named(a="/new/a")})
-        assert await subscription.changed() == {"/new/a"}
+        assert not pending(events)
+        events.scan_ended({new: named(a="/new/a")})
+        assert await events.changed() == {"/new/a"}
 
 
-async def test_too_many_events_during_a_look_mean_anything_may_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_many_events_during_a_scan_mean_anything_may_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "_RECORD_LIMIT", 10)
     watcher = Watcher(FakeKernel())
-    with watcher.subscribe() as subscription:
-        subscription.record()
-        wd = subscription.add("/d")
+    with watcher.subscribe() as events:
+        events.scan_started()
+        wd = events.watch("/d")
         for n in range(12):
             watcher.dispatch(Event(wd, watching.IN_CREATE, f"noise{n}"))
-        subscription.keep({wd: Interest()})
-        assert await subscription.changed() is None
+        events.scan_ended({wd: WatchedNames()})
+        assert await events.changed() is None
 
 
 async def test_a_file_being_written_is_waited_for_until_it_is_closed(autojump_clock: trio.testing.MockClock) -> None:
     watcher = Watcher(FakeKernel())
-    with watcher.subscribe() as subscription:
-        wd = follow(subscription, "/d", named(a="/d/a"))
+    with watcher.subscribe() as events:
+        wd = follow(events, "/d", named(a="/d/a"))
         async with trio.open_nursery() as nursery:
             watcher.dispatch(Event(wd, watching.IN_CREATE, "a"))
             watcher.dispatch(Event(wd, watching.IN_MODIFY, "a"))
@@ -143,15 +149,15 @@ async def test_a_file_being_written_is_waited_for_until_it_is_closed(autojump_cl
                 await trio.sleep(0.04)
                 watcher.dispatch(Event(wd, watching.IN_CLOSE_WRITE, "a"))
 
-            assert await subscription.changed() == {"/d/a"}
+            assert await events.changed() == {"/d/a"}
             assert trio.current_time() == pytest.approx(0.04)
-        assert not pending(subscription)
+        assert not pending(events)
 
 
 async def test_a_file_that_stays_open_is_read_after_a_tenth_of_a_second(autojump_clock: trio.testing.MockClock) -> None:
     watcher = Watcher(FakeKernel())
-    with watcher.subscribe() as subscription:
-        wd = follow(subscription, "/d", named(a="/d/a", b="/d/b"))
+    with watcher.subscribe() as events:
+        wd = follow(events, "/d", named(a="/d/a", b="/d/b"))
         async with trio.open_nursery() as nursery:
 
             @nursery.start_soon
@@ -162,7 +168,7 @@ async def test_a_file_that_stays_open_is_read_after_a_tenth_of_a_second(autojump
                     await trio.sleep(0.03)
 
             told: list[Set[str]] = []
-            while "/d/a" not in (changed := await subscription.changed() or set()):
+            while "/d/a" not in (changed := await events.changed() or set()):
                 told.append(changed)
             assert trio.current_time() == pytest.approx(0.12, abs=0.03)
             assert {"/d/b"} in told
@@ -172,14 +178,14 @@ async def test_a_change_that_arrives_while_waiting_wakes_and_cancellation_loses_
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     watcher = Watcher(FakeKernel())
-    with watcher.subscribe() as subscription:
-        wd = follow(subscription, "/d", named(a="/d/a"))
+    with watcher.subscribe() as events:
+        wd = follow(events, "/d", named(a="/d/a"))
         with trio.move_on_after(1):
-            await subscription.changed()
+            await events.changed()
         watcher.dispatch(Event(wd, watching.IN_MODIFY, "a"))
         with trio.move_on_after(0.05):
-            await subscription.changed()
-        assert await subscription.changed() == {"/d/a"}
+            await events.changed()
+        assert await events.changed() == {"/d/a"}
 
 
 async def test_a_shared_watch_is_removed_with_its_last_holder() -> None:
@@ -197,60 +203,60 @@ async def test_a_shared_watch_is_removed_with_its_last_holder() -> None:
     assert watcher.watches == 0
 
 
-async def test_a_watch_that_a_look_no_longer_needs_is_removed() -> None:
+async def test_a_watch_that_a_scan_no_longer_needs_is_removed() -> None:
     kernel = FakeKernel()
     watcher = Watcher(kernel)
-    with watcher.subscribe() as subscription:
-        old = follow(subscription, "/old", named(a="/old/a"))
-        new = follow(subscription, "/new", named(a="/new/a"))
+    with watcher.subscribe() as events:
+        old = follow(events, "/old", named(a="/old/a"))
+        new = follow(events, "/new", named(a="/new/a"))
         assert kernel.removed == [old]
         assert kernel.watched == {"/new": new}
 
 
-async def test_watches_of_a_look_that_was_cut_short_are_removed_now_and_later() -> None:
+async def test_watches_of_a_scan_that_was_cut_short_are_removed_now_and_later() -> None:
     kernel = FakeKernel()
     watcher = Watcher(kernel)
-    with watcher.subscribe() as subscription:
-        subscription.record()
-        subscription.add("/d")
+    with watcher.subscribe() as events:
+        events.scan_started()
+        events.watch("/d")
     assert kernel.watched == {}
-    subscription.add("/late")  # by a thread that was left behind
+    events.watch("/late")  # by a thread that was left behind
     assert kernel.watched == {}
 
 
-async def test_a_watch_that_is_removed_under_a_look_makes_it_look_again() -> None:
+async def test_a_watch_that_is_removed_during_a_scan_makes_it_scan_again() -> None:
     kernel = FakeKernel()
     watcher = Watcher(kernel)
-    with watcher.subscribe() as looking:
+    with watcher.subscribe() as scanning:
         with watcher.subscribe() as leaving:
             wd = follow(leaving, "/d", named(a="/d/a"))
-            looking.record()
-            assert looking.add("/d") == wd
+            scanning.scan_started()
+            assert scanning.watch("/d") == wd
         watcher.dispatch(Event(wd, watching.IN_IGNORED, ""))  # the kernel's answer to the removal
-        looking.keep({wd: named(a="/d/a")})
-        assert await looking.changed() is None
+        scanning.scan_ended({wd: named(a="/d/a")})
+        assert await scanning.changed() is None
 
 
 async def test_real_events_arrive(tmp_path: Path) -> None:
     with trio.fail_after(5):
         async with open_watcher() as watcher:
-            with watcher.subscribe() as subscription:
-                follow(subscription, str(tmp_path), named(a_json="A"))
+            with watcher.subscribe() as events:
+                follow(events, str(tmp_path), named(a_json="A"))
                 (tmp_path / "noise").write_text("x")
                 (tmp_path / "a.json").write_text("x")
-                assert await subscription.changed() == {"A"}
+                assert await events.changed() == {"A"}
 
 
 async def test_a_real_watch_fails_with_the_kernels_reason(tmp_path: Path) -> None:
     async with open_watcher() as watcher:
-        with watcher.subscribe() as subscription:
+        with watcher.subscribe() as events:
             with pytest.raises(FileNotFoundError):
-                subscription.add(str(tmp_path / "missing"))
+                events.watch(str(tmp_path / "missing"))
             (tmp_path / "file").write_text("")
             with pytest.raises(NotADirectoryError):
-                subscription.add(str(tmp_path / "file"))
+                events.watch(str(tmp_path / "file"))
     with pytest.raises(OSError, match="Bad file descriptor"):
-        subscription.add(str(tmp_path))
+        events.watch(str(tmp_path))
 
 
 async def test_closing_leaves_no_descriptor() -> None:

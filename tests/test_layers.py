@@ -24,6 +24,7 @@ FLOORS = {
     "limits": 0,
     "durations": 0,
     "targets": 0,
+    "regexes": 0,
     "relabel": 0,
     "target_labels": 0,
     "store": 1,
@@ -47,8 +48,10 @@ FLOORS = {
 
 NEIGHBOURS = {
     ("durations", "messages"),
+    ("regexes", "messages"),
     ("relabel", "messages"),
     ("relabel", "errors"),
+    ("relabel", "regexes"),
     ("relabel", "targets"),
     ("target_labels", "messages"),
     ("target_labels", "durations"),
@@ -216,6 +219,14 @@ def test_importing_the_engine_does_not_import_what_it_does_not_need(module: str)
     code = f"import sys, {module}; print([name for name in ('rich', 'click', 'yaml', 're2') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_names_that_are_imported_late_are_all_there() -> None:
+    assert set(trio_sd._LATER) <= set(trio_sd.__all__)
+    for name in trio_sd.__all__:
+        assert getattr(trio_sd, name).__module__.startswith(("trio_sd", "typing", "collections")), name
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = trio_sd.nonsense
 
 
 # --- no globals ---

@@ -79,7 +79,7 @@ class Stage:
 async def running(
     config: DiscovererConfig,
     *,
-    backoff: Backoff = Backoff(),  # noqa: B008 (immutable)
+    backoff: Backoff = Backoff(),
     rng: random.Random | None = None,
 ) -> AsyncIterator[Stage]:
     """Run a provider, and stop it at the end, when nothing of it may be left."""
@@ -152,7 +152,7 @@ async def test_provider_contract_a_failing_discoverer_is_run_again_at_exact_time
         told = stage.provider.statistics(("a",))
         assert (told.state, told.failure_streak, told.restarts) == ("failing", 9, 8)
         assert (told.last_attempt, told.last_success, told.updates) == (183, None, 0)
-        assert not stage.provider.settled.is_set()
+        assert not stage.provider.settled
 
 
 async def test_provider_contract_pauses_are_drawn_from_the_upper_half(autojump_clock: MockClock) -> None:
@@ -183,7 +183,7 @@ async def test_a_success_ends_the_streak(autojump_clock: MockClock) -> None:
         assert (told.state, told.failure_streak, told.restarts) == ("synced", 0, 2)
         assert (told.last_attempt, told.last_success) == (3, 3)
         assert told.last_error == "OSError: no route", "it is still told what it was"
-        assert stage.provider.settled.is_set()
+        assert stage.provider.settled
 
 
 async def test_a_crash_soon_after_each_success_is_held_back_too(autojump_clock: MockClock) -> None:
@@ -531,7 +531,7 @@ async def test_stop_at_any_time(script: Script, at: float, autojump_clock: MockC
             await trio.sleep(at)
         sources = stage.sources
         stage.provider.stop()
-        assert stage.provider.settled.is_set(), "who waits for it does not wait for ever"
+        assert stage.provider.settled, "who waits for it does not wait for ever"
         with trio.fail_after(1):
             await stage.provider.stopped.wait()
         assert trio.current_time() == at
@@ -679,10 +679,10 @@ async def test_refresh_runs_again_at_once_and_keeps_what_is_shown(autojump_clock
     async with running(config) as stage:
         await trio.sleep(5)
         stage.provider.refresh()
-        assert not stage.provider.settled.is_set()
+        assert not stage.provider.settled
         assert stage.sources == ["x", "y"]
         with trio.fail_after(1):
-            await stage.provider.settled.wait()
+            await stage.provider.wait_settled()
         assert (stage.sources, config.attempts) == (["y"], [0, 5])
         assert stage.provider.statistics(()).restarts == 0, "it was asked to"
 
@@ -694,7 +694,7 @@ async def test_refresh_ends_a_pause(script: Script, autojump_clock: MockClock) -
         await trio.sleep(5)
         stage.provider.refresh()
         with trio.fail_after(1):
-            await stage.provider.settled.wait()
+            await stage.provider.wait_settled()
         assert (stage.sources, config.attempts) == (["z"], [0, 5])
 
 
@@ -704,7 +704,7 @@ async def test_refresh_of_a_stopped_provider_does_nothing(autojump_clock: MockCl
         await wait_all_tasks_blocked()
         stage.provider.stop()
         stage.provider.refresh()
-        assert stage.provider.settled.is_set()
+        assert stage.provider.settled
         with trio.fail_after(1):
             await stage.provider.stopped.wait()
         assert config.attempts == [0]
@@ -713,12 +713,13 @@ async def test_refresh_of_a_stopped_provider_does_nothing(autojump_clock: MockCl
 async def test_who_waits_for_it_to_settle_is_not_forgotten_by_a_refresh(autojump_clock: MockClock) -> None:
     config = Scripted((idle, sends("x")))
     async with running(config) as stage:
-        waited_for = stage.provider.settled
-        await wait_all_tasks_blocked()
-        stage.provider.refresh()
-        await wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stage.provider.wait_settled)
+            await wait_all_tasks_blocked()
+            stage.provider.refresh()
+            with trio.fail_after(1):
+                await stage.provider.wait_settled()
         assert stage.state == "synced"
-        assert waited_for.is_set()
 
 
 async def test_what_is_handed_over_in_the_tick_of_a_refresh_does_not_settle_it(autojump_clock: MockClock) -> None:
@@ -736,4 +737,4 @@ async def test_what_is_handed_over_in_the_tick_of_a_refresh_does_not_settle_it(a
         stages.append(stage)
         await trio.sleep(1)
         assert config.attempts == [0, 0]
-        assert not stage.provider.settled.is_set(), "the new run has not reported anything"
+        assert not stage.provider.settled, "the new run has not reported anything"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ def shown(name: str) -> str:
 
 
 def test_every_marked_block_is_tested_here() -> None:
-    assert re.findall(r"<!-- tested: (\w+) -->", README) == ["embed", "discoverer"]
+    assert re.findall(r"<!-- tested: (\w+) -->", README) == ["embed", "sighup", "discoverer"]
 
 
 async def test_the_embedding_example_prints_updates(tmp_path: Path) -> None:
@@ -50,12 +51,38 @@ async def test_the_embedding_example_prints_updates(tmp_path: Path) -> None:
             await process.stdout.aclose()
 
 
+async def test_the_sighup_example_reloads(tmp_path: Path) -> None:
+    config = tmp_path / "prometheus.yml"
+    config.write_text("scrape_configs: [{job_name: alpha}]\n")
+    program = "from functools import partial\nimport trio, trio_sd\n" + shown("sighup") + "\ntrio.run(main)\n"
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-W", "error", "-c", program], stdout=subprocess.PIPE, cwd=tmp_path
+    )
+    assert process.stdout is not None
+    try:
+        with trio.fail_after(30):
+            seen = b""
+            for job, reload in (b"alpha", True), (b"beta", False):
+                while job not in seen:
+                    data = await process.stdout.receive_some()
+                    assert data, "the example ended"
+                    seen += data
+                if reload:
+                    config.write_text("scrape_configs: [{job_name: beta}]\n")
+                    process.send_signal(signal.SIGHUP)
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+            await process.stdout.aclose()
+
+
 async def test_the_discoverer_example_counts_down(autojump_clock: trio.testing.MockClock, tmp_path: Path) -> None:
     names: dict[str, Any] = {"dataclass": dataclass, "trio": trio, "trio_sd": trio_sd, "Sequence": Sequence}
     exec(shown("discoverer"), names)
     registry = {
         **trio_sd.default_registry(),
-        "countdown_sd_configs": trio_sd.Mechanism("countdown_sd_configs", names["CountdownConfig"]),
+        "countdown_sd_configs": names["CountdownConfig"],
     }
     path = tmp_path / "prometheus.yml"
     path.write_text("scrape_configs: [{job_name: ten, countdown_sd_configs: [{start: 2}]}]\n")

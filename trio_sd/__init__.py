@@ -18,7 +18,6 @@ from .discoverer import (
     DiscovererConfig,
     DiscovererOptions,
     DiscovererStatistics,
-    Mechanism,
     Registry,
     ReportsStatistics,
 )
@@ -56,7 +55,6 @@ __all__ = [
     "Limits",
     "Manager",
     "ManagerStatistics",
-    "Mechanism",
     "Position",
     "Provider",
     "ProviderStatistics",

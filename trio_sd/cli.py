@@ -6,8 +6,10 @@ can't be used, or a demo failed; 2 ``check`` did not hear of every provider in t
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -22,7 +24,7 @@ from .errors import ConfigError, TrioSDError
 from .manager import Manager, open_manager
 from .outputs.check import check_document, check_rows, checked_targets
 from .outputs.jsonl import JsonLines
-from .outputs.logfmt import LogfmtFormatter, StderrHandler
+from .outputs.logfmt import LogfmtFormatter
 from .reload import Reloader, load
 
 __all__ = ["main"]
@@ -32,22 +34,18 @@ logger = logging.getLogger(__name__)
 EXIT_UNUSABLE = 1
 EXIT_TIMEOUT = 2
 
+_STDOUT = 1  # the descriptor; sys.stdout is None where it is closed
+
+_UNLIMITED = 10_000  # columns of a table that goes to a file
+
 _CONFIG_ARGUMENT = click.argument("config", type=click.Path(dir_okay=False))
 
 
-class _DurationType(click.ParamType[Duration]):
-    """A duration on the command line, written as in the configuration."""
-
-    name = "duration"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Duration:
-        """Return the duration that the text says; a usage error if it says none."""
-        if isinstance(value, Duration):
-            return value
-        try:
-            return Duration.of(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+def _duration(context: click.Context, parameter: click.Parameter, text: str) -> Duration:
+    try:
+        return Duration.of(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -68,9 +66,9 @@ def cli(log_level: str) -> None:
       trio-sd check prometheus.yml            find every target once, then end
       trio-sd check prometheus.yml node web   the same for two jobs
       trio-sd run prometheus.yml              watch targets come and go
-      kill -HUP $(pidof trio-sd)              reload the configuration
+      pkill -HUP -x trio-sd                   reload the configuration
     """
-    handler = StderrHandler()
+    handler = logging.StreamHandler()
     handler.setFormatter(LogfmtFormatter())
     logging.basicConfig(level=log_level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
@@ -80,7 +78,7 @@ def cli(log_level: str) -> None:
 @_CONFIG_ARGUMENT
 @click.argument("jobs", nargs=-1)
 @click.option(
-    "--timeout", type=_DurationType(), default="30s", show_default=True, help="How long to wait for slow providers."
+    "--timeout", callback=_duration, default="30s", show_default=True, help="How long to wait for slow providers."
 )
 @click.option(
     "--format",
@@ -127,7 +125,7 @@ async def _check(path: str, jobs: tuple[str, ...], patience: float, format_: str
     for provider in statistics.providers:
         trouble = [*provider.details.errors, *provider.details.notes]
         if provider.name in silent:
-            trouble.append(provider.last_error or "nothing heard of it")
+            trouble = trouble or [provider.last_error or "nothing heard of it"]
             logger.error(
                 "provider %s of %s had not reported after %g s: %s",
                 provider.name,
@@ -142,9 +140,12 @@ async def _check(path: str, jobs: tuple[str, ...], patience: float, format_: str
     if format_ == "json":
         click.echo(check_document(jobs_checked))
     else:
-        from .outputs.table import print_table  # drawing costs 60 ms of imports
+        from .outputs.table import render, rows_table  # drawing costs 60 ms of imports
 
-        print_table(("JOB", "TARGET", "STATE", "LABELS"), check_rows(jobs_checked))
+        table = rows_table(("JOB", "TARGET", "STATE", "LABELS"), check_rows(jobs_checked))
+        terminal = sys.stdout.isatty()
+        width = shutil.get_terminal_size().columns if terminal else _UNLIMITED
+        click.echo("\n".join([line.rstrip() for line in render(table, width=width, terminal=terminal).splitlines()]))
     return EXIT_TIMEOUT if silent else 0
 
 
@@ -175,11 +176,11 @@ def run(config: str, output: str | None, watch_config: bool) -> None:
 async def _run(path: str, *, output: str, watch: bool) -> None:
     async def body(managers: Sequence[Manager], reloader: Reloader, nursery: trio.Nursery) -> None:
         if output == "table":
-            from .outputs.table import Tables  # drawing costs 60 ms of imports
+            from .outputs.screen import Screen  # drawing costs 60 ms of imports
 
-            await Tables(path, managers, reloader.statistics).run()
+            await Screen(path, managers, reloader.statistics).run()
         elif output == "jsonl":
-            lines = JsonLines(sys.stdout.fileno())
+            lines = JsonLines(_STDOUT)
             for manager in managers:
                 nursery.start_soon(_write_lines, manager, lines)
         await trio.sleep_forever()
@@ -189,8 +190,11 @@ async def _run(path: str, *, output: str, watch: bool) -> None:
 
 async def _write_lines(manager: Manager, lines: JsonLines) -> None:
     async with manager.subscribe(name="jsonl") as updates:
+        first = True
         async for update in updates:
-            await lines.write(manager.name, update)
+            if first or update.changes:
+                await lines.write(manager.name, update)
+            first = False
 
 
 @cli.command()
@@ -205,15 +209,15 @@ def demo() -> None:
 
 async def _demo() -> None:
     from .demo import demo_files, play
-    from .outputs.table import Tables  # drawing costs 60 ms of imports
+    from .outputs.screen import Screen  # drawing costs 60 ms of imports
 
     over = False
 
     async def body(managers: Sequence[Manager], reloader: Reloader, nursery: trio.Nursery) -> None:
         nonlocal over
-        tables = Tables(path, managers, reloader.statistics)
-        nursery.start_soon(tables.run)
-        await play(path, managers[0], reloader, tables.caption)
+        screen = Screen(path, managers, reloader.statistics)
+        nursery.start_soon(screen.run)
+        await play(path, managers[0], reloader, screen.caption)
         over = True
 
     with demo_files() as path:
@@ -235,12 +239,12 @@ async def _serve(
     """
     with trio.open_signal_receiver(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as signals:
         async with (
-            trio.open_nursery() as nursery,
             open_manager(name="scrape") as scrape,
             open_manager(name="notify") as notify,
+            trio.open_nursery() as nursery,
         ):
             reloader = Reloader(path, scrape=scrape, notify=notify)
-            nursery.start_soon(_obey, signals, reloader, nursery.cancel_scope)
+            nursery.start_soon(_handle_signals, signals, reloader, nursery.cancel_scope)
             await reloader.reload()
             nursery.start_soon(reloader.run)
             if watch:
@@ -249,7 +253,7 @@ async def _serve(
             nursery.cancel_scope.cancel()
 
 
-async def _obey(signals: AsyncIterator[int], reloader: Reloader, scope: trio.CancelScope) -> None:
+async def _handle_signals(signals: AsyncIterator[int], reloader: Reloader, scope: trio.CancelScope) -> None:
     async for number in signals:
         if number == signal.SIGHUP:
             reloader.request()
@@ -259,11 +263,14 @@ async def _obey(signals: AsyncIterator[int], reloader: Reloader, scope: trio.Can
 
 
 def _table_or(otherwise: str) -> str:
-    return "table" if sys.stdout.isatty() else otherwise
+    return "table" if sys.stdout and sys.stdout.isatty() else otherwise
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line, and exit the process with its status."""
+    for stream in sys.stdout, sys.stderr:
+        if isinstance(stream, io.TextIOWrapper):  # it may be closed, or a test's
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = cli.main(args=arguments, prog_name="trio-sd", standalone_mode=False)
     except click.ClickException as error:
@@ -271,21 +278,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = EXIT_UNUSABLE
     except click.Abort:
         status = EXIT_UNUSABLE
-    except (TrioSDError, BrokenPipeError, BaseExceptionGroup) as error:
-        status = _tell(error)
+    except (TrioSDError, OSError, BaseExceptionGroup) as error:
+        status = _report(error)
     sys.exit(status)
 
 
-def _tell(error: BaseException) -> int:
+def _report(error: BaseException) -> int:
     """Tell what ended the command, if it is something that a user can mend; return the exit status."""
     leaves = list(_leaves(error))
     if all(isinstance(leaf, BrokenPipeError) for leaf in leaves):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter's last flush fails no more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)  # the interpreter's last flush fails no more
         return 0  # whoever read stdout has seen enough
-    if not all(isinstance(leaf, TrioSDError) for leaf in leaves):
+    if not all(isinstance(leaf, TrioSDError | OSError) for leaf in leaves):
         raise error
     for leaf in leaves:
-        click.echo(f"trio-sd: {leaf}", err=True)
+        text = f"can't write the output: {leaf.strerror}" if isinstance(leaf, OSError) else str(leaf)
+        click.echo(f"trio-sd: {text}", err=True)
     return EXIT_UNUSABLE
 
 

@@ -8,10 +8,10 @@ types; the manager runs the discoverer; neither knows any mechanism.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import ClassVar, Protocol, Self, runtime_checkable
 
 import trio
 
@@ -24,7 +24,6 @@ __all__ = [
     "DiscovererConfig",
     "DiscovererOptions",
     "DiscovererStatistics",
-    "Mechanism",
     "Registry",
     "ReportsStatistics",
 ]
@@ -80,8 +79,9 @@ class DiscovererOptions:
     Attributes:
       resources: what the discoverers of one manager share.
       limits: bounds on what is read.
-      last_known: returns, by source, the groups of an equal configuration that are still shown, from the run before
-        this one. A discoverer whose first full set has parts that can't be read now takes those parts from here.
+      last_known: returns, by source, the groups that are still shown: of the run before this one, or of what a changed
+        configuration replaces. A discoverer whose first full set has parts that can't be read now takes those parts
+        from here. The mapping is immutable.
     """
 
     resources: Resources
@@ -113,30 +113,19 @@ class DiscovererConfig(ABC):
           ValueError: the fields don't go together.
         """
 
+    @classmethod
+    def combine(cls, items: Sequence[Self]) -> Sequence[Self]:
+        """Return the configurations that the items of one list make; by default, each item is one."""
+        return items
+
     def with_directory(self, directory: str) -> Self:
         """Return this configuration with relative paths resolved against ``directory``."""
         return self
 
 
-def _one_each(items: Sequence[Any]) -> Iterable[DiscovererConfig]:
-    return items
+Registry = Mapping[str, type[DiscovererConfig]]
+"""Mechanisms by the key of their list in a scrape configuration, such as ``file_sd_configs``.
 
-
-@dataclass(frozen=True, slots=True)
-class Mechanism:
-    """How a mechanism appears in the configuration.
-
-    Attributes:
-      key: the key of its list in a scrape configuration, such as ``file_sd_configs``.
-      element: the dataclass of one item of that list. A classmethod ``decode(node, path)`` on it, where there is one,
-        replaces the decoding by field types.
-      configs: makes discoverer configurations of the items; the default is one of each.
-    """
-
-    key: str
-    element: type[Any]  # a DiscovererConfig, or a dataclass that `configs` understands
-    configs: Callable[[Sequence[Any]], Iterable[DiscovererConfig]] = _one_each
-
-
-Registry = Mapping[str, Mechanism]
-"""Mechanisms by their key."""
+An item of that list is decoded by the field types of the dataclass, or by its classmethod ``decode(node, path)`` if it
+has one.
+"""

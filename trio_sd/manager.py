@@ -118,6 +118,10 @@ class Manager:
         self._reloads = 0
         self._last_reload: float | None = None
 
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{len(self._sets)} sets, {len(self._providers)} providers"
+        return f"<Manager {self.name}: {state}, revision {self._store.revision}>"
+
     async def apply_config(self, configs: Configs, *, restart: Literal["all", "changed"] = "all") -> None:
         """Replace the configuration: stop every old provider, start every new one.
 
@@ -140,6 +144,8 @@ class Manager:
         """
         if restart not in ("all", "changed"):
             raise ValueError(f'restart is "all" or "changed", not {restart!r}')
+        if not isinstance(configs, Mapping):
+            raise TypeError(f"configs maps set names to configurations, as Config.scrape does; it is {configs!r}")
         wanted = {name: tuple(dict.fromkeys(members)) for name, members in configs.items()}
         for member in (member for members in wanted.values() for member in members):
             if not isinstance(member, DiscovererConfig):
@@ -154,18 +160,17 @@ class Manager:
                         self._stopping.pop()
                 self._give_up_on_stuck()
             finally:
+                # Also when cancelled: the new configuration is in force, and a promise of this method.
                 if not self._closed:
                     for provider in new:
                         self._nursery.start_soon(provider.run, name=f"provider {provider.name}")
             self._check_open()
-            # Each new provider takes its first step in the batch that begins with the first checkpoint, in any order
-            # with this task; with the second all of them have.
-            await trio.lowlevel.checkpoint()
-            await trio.lowlevel.checkpoint()
+            for provider in new:
+                await provider.started.wait()
 
     def _switch(self, wanted: Mapping[str, tuple[DiscovererConfig, ...]], *, keep_running: bool) -> list[Provider]:
         """Put the new configuration in force, tell old providers to stop, return those to start when they have."""
-        self._name(wanted)
+        self._assign_names(wanted)
         self._sets = {set_name: tuple([self._names[m] for m in members]) for set_name, members in wanted.items()}
         old = self._providers
         self._providers = {}
@@ -190,7 +195,7 @@ class Manager:
         self._last_reload = now
         return new
 
-    def _name(self, wanted: Mapping[str, tuple[DiscovererConfig, ...]]) -> None:
+    def _assign_names(self, wanted: Mapping[str, tuple[DiscovererConfig, ...]]) -> None:
         """Name every configuration's provider: as before, for as long as it runs or something of it is shown."""
         alive = {name for leaving in self._store.leaving.values() for name in leaving} | self._providers.keys()
         self._names = {config: name for config, name in self._names.items() if name in alive}
@@ -200,7 +205,7 @@ class Manager:
                 self._names_given += 1
 
     def _make_provider(self, name: str, config: DiscovererConfig) -> Provider:
-        options = DiscovererOptions(self._resources, self._limits, partial(self._store.groups, name))
+        options = DiscovererOptions(self._resources, self._limits, partial(self._store.last_known, name))
         return Provider(name, config, options, self._store, backoff=self._backoff, rng=self._rng)
 
     def _give_up_on_stuck(self) -> None:
@@ -283,11 +288,11 @@ class Manager:
         await trio.lowlevel.checkpoint()
         while True:
             self._check_open()
-            unsettled = [p for p in self._chosen(set_name) if not p.settled.is_set()]
+            unsettled = [p for p in self._chosen(set_name) if not p.settled]
             if not unsettled:
                 return
             for provider in unsettled:
-                await provider.settled.wait()
+                await provider.wait_settled()
 
     async def refresh(self, set_name: str | None = None) -> None:
         """Have every provider (of a set, if named) look again now, and wait until each has reported.
@@ -305,7 +310,7 @@ class Manager:
 
     def unsynced(self) -> tuple[str, ...]:
         """Return the names of the providers that :meth:`wait_synced` would wait for."""
-        return tuple([p.name for p in self._providers.values() if not p.settled.is_set()])
+        return tuple([p.name for p in self._providers.values() if not p.settled])
 
     def _chosen(self, set_name: str | None) -> list[Provider]:
         if set_name is None:
@@ -350,8 +355,7 @@ class Manager:
     def _close(self) -> None:
         self._closed = True
         for provider in self._providers.values():
-            provider.stop()  # also wakes whoever waits for it to settle
-        self._nursery.cancel_scope.cancel()
+            provider.stop()  # also wakes those who wait for it to settle
 
 
 @asynccontextmanager
@@ -359,11 +363,11 @@ async def open_manager(
     configs: Configs = MappingProxyType({}),
     *,
     name: str = "scrape",
-    throttle: Throttle = Throttle(),  # noqa: B008 (immutable)
-    limits: Limits = Limits(),  # noqa: B008 (immutable)
+    throttle: Throttle = Throttle(),
+    limits: Limits = Limits(),
     warm_up: float = 15.0,
     grace: float = 5.0,
-    backoff: Backoff = Backoff(),  # noqa: B008 (immutable)
+    backoff: Backoff = Backoff(),
     rng: random.Random | None = None,
 ) -> AsyncIterator[Manager]:
     """Open a manager, apply ``configs``, and close it at the end of the block with everything that it started.
@@ -382,37 +386,53 @@ async def open_manager(
 
     Cancelled, the block ends first and what the manager runs is cancelled with it.
     """
+    async with _open_service_nursery() as nursery:
+        manager = Manager(
+            nursery,
+            name=name,
+            throttle=throttle,
+            limits=limits,
+            warm_up=warm_up,
+            grace=grace,
+            backoff=backoff,
+            rng=rng if rng is not None else random.Random(),
+        )
+        try:
+            if configs:
+                await manager.apply_config(configs)
+            yield manager
+        finally:
+            manager._close()
+
+
+@asynccontextmanager
+async def _open_service_nursery() -> AsyncIterator[trio.Nursery]:
+    """Open a nursery for services: cancelled when the block has ended, however it has ended.
+
+    An exception of the block never passes through the nursery, which would wrap it in a group. It is kept, and raised
+    again when the services are gone. Services raise nothing but a fatal error (KeyboardInterrupt, say), which comes
+    out in a group, together with an exception of the block if that is not just the cancellation that it caused.
+    """
     error: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
-            manager = Manager(
-                nursery,
-                name=name,
-                throttle=throttle,
-                limits=limits,
-                warm_up=warm_up,
-                grace=grace,
-                backoff=backoff,
-                rng=rng if rng is not None else random.Random(),
-            )
             try:
-                if configs:
-                    await manager.apply_config(configs)
-                yield manager
-            # Kept out of the nursery, which would wrap it in a group; raised again below, whatever it is.
-            except BaseException as raised:  # noqa: BLE001
+                yield nursery
+            except BaseException as raised:  # noqa: BLE001 (raised again below, whatever it is)
                 error = raised
             finally:
-                manager._close()
+                nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         _, fatal = group.split(trio.Cancelled)
         if error is None:
             raise
         if fatal is not None:
-            # What cancelled the block was the failure itself; that is not told beside it.
             _, own = BaseExceptionGroup("", [error]).split(trio.Cancelled)
             if own is None:
                 raise
             raise BaseExceptionGroup("the block and what the manager ran failed", [*own.exceptions, fatal]) from None
-    if error is not None:
-        raise error
+    try:
+        if error is not None:
+            raise error
+    finally:
+        del error  # the traceback refers to this frame

@@ -8,6 +8,8 @@ from difflib import get_close_matches
 
 __all__ = ["is_utf8", "item_path", "key_path", "printable", "quote", "unknown_key"]
 
+_LISTED = 20  # keys that a message names
+
 
 def is_utf8(text: str) -> bool:
     """Tell whether ``text`` can be written as UTF-8; what a ``!!binary`` scalar holds may not be."""
@@ -37,7 +39,8 @@ def unknown_key(key: str, known: Iterable[str], section: str) -> str:
     """Return the message for a key that ``section`` doesn't have: the known one that it looks like, or all of them."""
     expected = sorted(known)
     alike = get_close_matches(key, expected, n=1)
-    hint = f"did you mean {alike[0]}?" if alike else f"expected one of: {', '.join(expected)}"
+    listed = ", ".join(expected[:_LISTED]) + (f" and {len(expected) - _LISTED} more" if len(expected) > _LISTED else "")
+    hint = f"did you mean {alike[0]}?" if alike else f"expected one of: {listed}"
     return f"field {printable(key)} not found in {section}; {hint}"
 
 

@@ -113,8 +113,8 @@ class Provider:
     ) -> None:
         self.name = name
         self.config = config
-        self.settled = trio.Event()
-        """Set when the present run has reported its first full set, or the provider is told to stop."""
+        self.started = trio.Event()
+        """Set when the provider has taken its first step."""
         self.stopped = trio.Event()
         """Set when nothing of the provider is left running."""
         self._options = options
@@ -123,8 +123,8 @@ class Provider:
         self._rng = rng
         self._scope = trio.CancelScope()
         self._round = trio.CancelScope()
-        self._stopping = False
-        self._listening_to = 0  # the number of the attempt whose updates count
+        self._settled = trio.Event()  # the present run has reported, or there is nothing to wait for any more
+        self._generation = 0  # counts what makes updates under way come too late: stops and refreshes
         self._discoverer: Discoverer | None = None
         self._last_attempt: float | None = None
         self._last_success: float | None = None
@@ -137,24 +137,31 @@ class Provider:
 
     def stop(self) -> None:
         """Begin to stop: cancel the discoverer, and ignore what it may still send. Wait for :attr:`stopped`."""
-        self._stopping = True
-        self._listening_to += 1
+        self._generation += 1
         self._scope.cancel()
-        self.settled.set()
+        self._settled.set()
 
     def refresh(self) -> None:
-        """Begin a new run now, without a pause; what is shown stays until its first full set replaces it.
-
-        Wait for :attr:`settled`, which is a new event from here on; who waits for the old one is woken to look again.
-        """
-        if not self._stopping:
-            self._listening_to += 1
-            self.settled.set()
-            self.settled = trio.Event()
+        """Begin a new run now, without a pause; what is shown stays until its first full set replaces it."""
+        if not self._scope.cancel_called:
+            self._generation += 1
+            self._settled.set()  # wakes those who wait, to wait for the new run
+            self._settled = trio.Event()
             self._round.cancel()
+
+    @property
+    def settled(self) -> bool:
+        """Whether the present run has reported its first full set, or the provider was told to stop."""
+        return self._settled.is_set()
+
+    async def wait_settled(self) -> None:
+        """Wait until :attr:`settled`; a refresh meanwhile makes this wait for the new run."""
+        while not self.settled:
+            await self._settled.wait()
 
     async def run(self) -> None:
         """Run until stopped. Raises nothing that a discoverer raised."""
+        self.started.set()
         try:
             with self._scope:
                 while True:
@@ -177,7 +184,7 @@ class Provider:
             self._discoverer = self.config.discoverer(self._options)
             send, receive = trio.open_memory_channel[Sequence[TargetGroup]](0)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._pump, receive, self._listening_to)
+                nursery.start_soon(self._pump, receive, self._generation)
                 with send:
                     await self._discoverer.run(send)
             if self._updates == updates_before:
@@ -188,32 +195,32 @@ class Provider:
             self._failed(errors)
         return done
 
-    async def _pump(self, receive: trio.MemoryReceiveChannel[Sequence[TargetGroup]], attempt: int) -> None:
+    async def _pump(self, receive: trio.MemoryReceiveChannel[Sequence[TargetGroup]], generation: int) -> None:
         with receive:
             async for groups in receive:
-                if attempt == self._listening_to:  # what was handed over as it was told to end comes too late
+                if generation == self._generation:  # what was handed over as it was told to end comes too late
                     self._take(groups)
 
     def _take(self, groups: Sequence[TargetGroup]) -> None:
-        reported = self._store.report(self.name, groups)
+        duplicates = self._store.report(self.name, groups).duplicates
         self._updates += 1
         self._last_success = trio.current_time()
         self._failure_streak = 0
-        if reported.duplicates:
+        if duplicates:
             if not self._duplicates:
                 logger.warning(
                     "provider %s sent %d groups with the source of another group in the same update; "
                     "the last one of each source counts (told once; statistics go on counting)",
                     self.name,
-                    reported.duplicates,
+                    duplicates,
                 )
-            self._duplicates += reported.duplicates
-        self.settled.set()
+            self._duplicates += duplicates
+        self._settled.set()
 
     def _failed(self, errors: ExceptionGroup[Exception]) -> None:
         error = unwrapped(errors)
         self._last_error = f"{type(error).__name__}: {error}"
-        if self._stopping:
+        if self._scope.cancel_called:
             return
         self._failure_streak += 1
         # A discoverer that fails soon after each success is held back too; one that ran for long begins anew.
@@ -253,8 +260,8 @@ class Provider:
             return DiscovererStatistics(errors=(f"its statistics failed, {type(error).__name__}: {error}",))
 
     def _state(self, details: DiscovererStatistics) -> ProviderState:
-        if self._stopping:
+        if self._scope.cancel_called:
             return "stopped"
         if self._failure_streak or details.errors:
             return "failing"
-        return "synced" if self.settled.is_set() else "starting"
+        return "synced" if self.settled else "starting"

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import trio
@@ -20,7 +21,7 @@ import trio
 from .config import Config, content_digest
 from .discoverer import DiscovererOptions, Registry
 from .discovery import load_config
-from .discovery.file import FileDiscoverer, Findings, Request, scan
+from .discovery.file import FileDiscoverer
 from .errors import ConfigError
 from .limits import Limits
 from .manager import Manager
@@ -69,7 +70,8 @@ async def load(
     """
     read = partial(load_config, path, registry=registry, limits=limits or Limits())
     with trio.move_on_after(_LOAD_DEADLINE):
-        return await trio.to_thread.run_sync(read, abandon_on_cancel=True)
+        # A limiter of its own: a thread that hangs must not take one of the application's.
+        return await trio.to_thread.run_sync(read, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
     raise ConfigError(f"{os.fspath(path)}: not read within {_LOAD_DEADLINE:g} s")
 
 
@@ -126,8 +128,9 @@ class Reloader:
 
         Raises:
           ConfigError: it was refused; the old one stays in force.
+          trio.ClosedResourceError: a manager is closed.
 
-        Cancelled before everything is validated, nothing has changed.
+        If cancelled before everything is validated, nothing has changed.
         """
         async with self._turn:
             try:
@@ -136,11 +139,10 @@ class Reloader:
                 self._failed += 1
                 self._last_error = str(error)
                 raise
-            async with trio.open_nursery() as nursery:
-                if self._scrape is not None:
-                    nursery.start_soon(self._scrape.apply_config, config.scrape)
-                if self._notify is not None:
-                    nursery.start_soon(self._notify.apply_config, config.notify)
+            if self._scrape is not None:
+                await self._scrape.apply_config(config.scrape)
+            if self._notify is not None:
+                await self._notify.apply_config(config.notify)
             self._succeeded += 1
             self._last_success = trio.current_time()
             self._last_error = None
@@ -163,18 +165,25 @@ class Reloader:
 
     async def _watch_files(self) -> None:
         config = self._config
-        files = dict.fromkeys([self._path, *(config.patterns if config else ())])
+        path = re.sub(r"([*?\[\\])", r"\\\1", self._path)  # a file, whatever characters are in its name
+        files = dict.fromkeys([path, *(config.patterns if config else ())])
         send, receive = trio.open_memory_channel[Sequence[TargetGroup]](0)
         async with trio.open_nursery() as nursery:
             options = DiscovererOptions(Resources(nursery), self._limits)
-            discoverer = FileDiscoverer(tuple(files), _RECHECK, options, look=_look_at_digests)
+            discoverer = FileDiscoverer(tuple(files), _RECHECK, options, parse=_digest)
             nursery.start_soon(discoverer.run, send)
             with receive:
                 logger.info("watching %s", ", ".join(files))
+                first = True
                 async for groups in receive:
-                    self._seen |= {group.source: group.labels.get("digest") for group in groups}
+                    digests = {group.source: group.labels.get("digest") for group in groups}
                     loaded = self._config.digests if self._config else {}
-                    if any(loaded.get(group.source) != group.labels.get("digest") for group in groups):
+                    if first:  # the full set; what was loaded and is not in it has gone since
+                        digests = {**dict.fromkeys(loaded), **digests}
+                        first = False
+                    self._seen |= digests
+                    # The last one refused is worth another try too: it may have been mended by going back.
+                    if self._last_error or any(loaded.get(name) != digest for name, digest in digests.items()):
                         self.request()
 
     def _watch_anew(self, config: Config) -> None:
@@ -188,10 +197,6 @@ class Reloader:
     def statistics(self) -> ReloadStatistics:
         """Return how reloads went so far."""
         return ReloadStatistics(self._succeeded, self._failed, self._last_success, self._last_error)
-
-
-def _look_at_digests(request: Request) -> Findings:
-    return scan(replace(request, parse=_digest))
 
 
 def _digest(content: bytes, path: str, limits: Limits) -> tuple[TargetGroup, ...]:

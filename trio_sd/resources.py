@@ -2,7 +2,7 @@
 
 An inotify instance or a ZooKeeper session is opened for its first user and closed when its last user has gone. It
 lives in a task of the manager's nursery, so it may have a nursery of its own and can't outlive the manager. That task
-is shielded from the manager's end: it ends when its last user has gone, so nobody's resource is closed before he is.
+is shielded from the manager's end, and ends when its last user has gone, so no user outlives what it uses.
 Rejected: opening it in the first user's task, because that user may well be the first to leave.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import TracebackType
 from typing import Any, TypeVar, cast
 
 import trio
@@ -34,23 +35,7 @@ class _Shared:
         self.closed = trio.Event()
         self.value: Any = None  # of the type that its opener yields; `use` gives it back its type
         self.error: Exception | None = None
-
-    async def hold(self, opener: Callable[[], AbstractAsyncContextManager[object]]) -> None:
-        try:
-            with self.scope:
-                async with opener() as self.value:
-                    self.settled.set()
-                    await trio.sleep_forever()
-        # Whatever breaks the resource is raised in its users, who are supervised; here it would end the manager.
-        except* Exception as errors:
-            self.error = unwrapped(errors)
-            if not self.users:
-                logger.warning("a shared resource failed as it was closed: %s", self.error, exc_info=self.error)
-        finally:
-            self.settled.set()
-            for user in self.users:
-                user.cancel()
-            self.closed.set()
+        self.traceback: TracebackType | None = None
 
 
 class Resources:
@@ -81,7 +66,7 @@ class Resources:
             await shared.closed.wait()
         if shared is None:
             shared = self._shared[key] = _Shared()
-            self._nursery.start_soon(self._hold, key, shared, opener, name=f"resource {key!r}")
+            self._nursery.start_soon(self._hold, key, shared, opener)
         user = trio.CancelScope()
         shared.users.add(user)
         try:
@@ -90,7 +75,8 @@ class Resources:
                 with user:
                     yield cast("T", shared.value)
             if shared.error is not None:
-                raise shared.error
+                # One exception for all users: without this, its traceback would grow with each of them.
+                raise shared.error.with_traceback(shared.traceback)
         finally:
             shared.users.discard(user)
             if not shared.users:
@@ -101,10 +87,24 @@ class Resources:
     async def _hold(
         self, key: Hashable, shared: _Shared, opener: Callable[[], AbstractAsyncContextManager[object]]
     ) -> None:
+        """Open the resource and keep it open until its last user has gone, or it breaks."""
         try:
-            await shared.hold(opener)
+            with shared.scope:
+                async with opener() as shared.value:
+                    shared.settled.set()
+                    await trio.sleep_forever()
+        # Whatever breaks the resource is raised in its users, who are supervised; here it would end the manager.
+        except* Exception as errors:
+            shared.error = unwrapped(errors)
+            shared.traceback = shared.error.__traceback__
+            if not shared.users:
+                logger.warning("a shared resource failed as it was closed: %s", shared.error, exc_info=shared.error)
         finally:
             del self._shared[key]
+            shared.settled.set()
+            for user in shared.users:
+                user.cancel()
+            shared.closed.set()
 
     def statistics(self) -> dict[str, int]:
         """Return the number of users of each open resource, by the text of its key."""

@@ -24,8 +24,10 @@ joining, also when it joined by an earlier reload, so that two reloads in a row 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Final
 
@@ -37,24 +39,56 @@ __all__ = ["Changes", "Reader", "Reported", "SetChanges", "Snapshot", "TargetSto
 
 
 class _Groups:
-    """What one provider has found at one moment. Immutable; the order is worked out when first asked for."""
+    """What one provider has found at one moment. Immutable; the order is worked out when first asked for.
 
-    __slots__ = ("_ordered", "by_source", "targets")
+    To sort 100,000 groups takes 100 ms. So groups that differ in little from others whose order is known take that
+    order, and put right what differs.
+    """
 
-    def __init__(self, by_source: Map[str, TargetGroup], targets: int) -> None:
+    __slots__ = ("_basis", "_changed", "_ordered", "by_source", "targets")
+
+    def __init__(
+        self,
+        by_source: Map[str, TargetGroup],
+        targets: int,
+        basis: tuple[TargetGroup, ...] | None = None,
+        changed: tuple[str, ...] = (),
+    ) -> None:
         self.by_source = by_source
         self.targets = targets
         self._ordered: tuple[TargetGroup, ...] | None = None
+        self._basis = basis  # earlier groups, in order, and the sources that differ since
+        self._changed = changed
 
     @property
     def ordered(self) -> tuple[TargetGroup, ...]:
         if self._ordered is None:
-            self._ordered = tuple([group for _, group in sorted(self.by_source.items())])
+            if self._basis is None:
+                self._ordered = tuple(sorted(self.by_source.values(), key=_source))
+            else:
+                self._ordered = tuple(self._put_right(list(self._basis)))
+            self._basis, self._changed = None, ()
         return self._ordered
+
+    def _put_right(self, groups: list[TargetGroup]) -> list[TargetGroup]:
+        for source in dict.fromkeys(self._changed):
+            place = bisect_left(groups, source, key=_source)
+            known = place < len(groups) and groups[place].source == source
+            groups[place : place + known] = [self.by_source[source]] if source in self.by_source else []
+        return groups
+
+    def followed_by(self, by_source: Map[str, TargetGroup], targets: int, changed: Sequence[str]) -> _Groups:
+        """Return the groups after ``changed`` sources have changed."""
+        basis, before = (self._basis, self._changed) if self._ordered is None else (self._ordered, ())
+        if basis is None or len(before) + len(changed) > _PUT_RIGHT:
+            return _Groups(by_source, targets)
+        return _Groups(by_source, targets, basis, (*before, *changed))
 
 
 _NO_GROUPS: Final = _Groups(Map(), 0)
 _REMEMBERED: Final = 1_000
+_PUT_RIGHT: Final = 64
+_source: Final = attrgetter("source")
 
 _Touched = Mapping[str, Collection[str] | None]
 """The sources that may differ, by provider; ``None`` for all that it has or had."""
@@ -65,15 +99,21 @@ class _Layout:
     """Which providers make up which set, and the other way round. Sets keep the order of the configuration."""
 
     order: tuple[str, ...] = ()
-    providers: Map[str, tuple[str, ...]] = Map()  # noqa: RUF009 (immutable)
-    feeds: Map[str, tuple[str, ...]] = Map()  # noqa: RUF009 (immutable)
+    providers: Map[str, tuple[str, ...]] = Map()
+    feeds: Map[str, tuple[str, ...]] = Map()
 
     def without(self, leavers: Iterable[tuple[str, str]]) -> _Layout:
         """Return this layout without the given (set, provider) pairs."""
-        providers, feeds = self.providers, self.feeds
+        gone_from: dict[str, set[str]] = {}
+        fed_no_more: dict[str, set[str]] = {}
         for set_name, provider in leavers:
-            providers = providers.set(set_name, tuple([p for p in providers[set_name] if p != provider]))
-            fed = tuple([s for s in feeds[provider] if s != set_name])
+            gone_from.setdefault(set_name, set()).add(provider)
+            fed_no_more.setdefault(provider, set()).add(set_name)
+        providers, feeds = self.providers, self.feeds
+        for set_name, gone in gone_from.items():
+            providers = providers.set(set_name, tuple([p for p in providers[set_name] if p not in gone]))
+        for provider, names in fed_no_more.items():
+            fed = tuple([name for name in feeds[provider] if name not in names])
             feeds = feeds.set(provider, fed) if fed else feeds.delete(provider)
         return _Layout(self.order, providers, feeds)
 
@@ -160,19 +200,18 @@ class Update:
 
     def __init__(self, base: Snapshot, snapshot: Snapshot, touched: _Touched) -> None:
         self.revision = snapshot.revision
-        self.snapshot: Mapping[str, Sequence[TargetGroup]] = snapshot
+        self.snapshot = snapshot
         self._base: Snapshot | None = base
         self._touched = touched
         self._changes: Changes | None = None
 
     @property
     def changes(self) -> Changes:
-        """What differs, by set; work in proportion to what was touched, done when first asked for.
+        """What differs, by set; work in proportion to what was touched, done when first asked for, in one thread.
 
         A set is named if groups in it changed, or it is new, or it went away; in the first update all are.
         """
         if self._changes is None:
-            assert isinstance(self.snapshot, Snapshot)
             assert self._base is not None
             self._changes = MappingProxyType(_differences(self._base, self.snapshot, self._touched))
             self._base = None  # the old groups are not held any longer than needed
@@ -207,21 +246,22 @@ def _set_differences(old: Snapshot, new: Snapshot, set_name: str, touched: _Touc
     after = new._layout.providers.get(set_name, ())
     # What may differ: what was touched in the providers that stay, and everything of those that came or went.
     sources: set[str] = set()
+    stayed = set(before).intersection(after)
     for provider in {*before, *after}:
-        known = touched.get(provider, ())
-        if known is not None and provider in before and provider in after:
+        known = touched.get(provider, ()) if provider in stayed else None
+        if known is not None:
             sources.update(known)
         else:
-            sources.update(old._providers.get(provider, _NO_GROUPS).by_source if provider in before else ())
-            sources.update(new._providers.get(provider, _NO_GROUPS).by_source if provider in after else ())
-    had = [old._providers.get(provider, _NO_GROUPS).by_source for provider in before]
-    has = [new._providers.get(provider, _NO_GROUPS).by_source for provider in after]
+            # One that came or went has nothing in the set on the other side; what it had elsewhere does no harm here.
+            for snapshot in old, new:
+                sources.update(snapshot._providers.get(provider, _NO_GROUPS).by_source)
+    had = _groups_of(old, before, sources)
+    has = _groups_of(new, after, sources)
     updated: list[tuple[int, str, TargetGroup]] = []
     removed: list[str] = []
     for source in sources:
-        was = [groups[source] for groups in had if source in groups]
-        now = [(position, groups[source]) for position, groups in enumerate(has) if source in groups]
-        if was == [group for _, group in now]:
+        now = has.get(source, [])
+        if [group for _, group in had.get(source, ())] == [group for _, group in now]:
             continue
         if now:
             updated.extend([(position, source, group) for position, group in now])
@@ -229,6 +269,19 @@ def _set_differences(old: Snapshot, new: Snapshot, set_name: str, touched: _Touc
             removed.append(source)
     updated.sort(key=lambda item: item[:2])
     return SetChanges(tuple([group for _, _, group in updated]), tuple(sorted(removed)))
+
+
+def _groups_of(
+    snapshot: Snapshot, providers: Sequence[str], sources: Collection[str]
+) -> dict[str, list[tuple[int, TargetGroup]]]:
+    """Return the groups of each of ``sources``, with the positions of their providers."""
+    found: dict[str, list[tuple[int, TargetGroup]]] = {}
+    for position, provider in enumerate(providers):
+        groups = snapshot._providers.get(provider, _NO_GROUPS).by_source
+        for source in sources if len(sources) < len(groups) else groups:
+            if source in sources and source in groups:
+                found.setdefault(source, []).append((position, groups[source]))
+    return found
 
 
 class _Change:
@@ -280,7 +333,6 @@ class Reader:
 
     def given(self, update: Update) -> None:
         """Note that the subscriber has taken ``update``, the one last read."""
-        assert isinstance(update.snapshot, Snapshot)
         self._given = update.snapshot
         self._touched = {}
 
@@ -334,6 +386,19 @@ class TargetStore:
         """Return what is held of a provider, by source; an immutable mapping."""
         return self._providers.get(provider, _NO_GROUPS).by_source
 
+    def last_known(self, provider: str) -> Mapping[str, TargetGroup]:
+        """Return by source what a new run of a provider may take for its parts that can't be read now.
+
+        That is what is held of it, or, if it has just joined a set, what those have that leave the set: a changed
+        configuration mostly finds the same things.
+        """
+        own = self.groups(provider)
+        if own:
+            return own
+        sets = self._layout.feeds.get(provider, ())
+        leavers = {leaver for set_name in sets for leaver in self._leaving.get(set_name, ())}
+        return MappingProxyType({s: group for leaver in sorted(leavers) for s, group in self.groups(leaver).items()})
+
     def counts(self, provider: str) -> tuple[int, int]:
         """Return the number of groups and of targets that are held of a provider."""
         held = self._providers.get(provider, _NO_GROUPS)
@@ -372,7 +437,8 @@ class TargetStore:
             stayed = {p for p in shown if p not in old_leaving and p not in old_joining}
             joining[name] = {p for p in members if p not in stayed and p not in self._reported}
             if joining[name]:
-                gone = [p for p in shown if p not in members and p in self._providers]
+                staying = set(members)
+                gone = [p for p in shown if p not in staying and p in self._providers]
                 if gone:
                     leaving[name] = {p: old_leaving.get(p, deadline) for p in gone}
         self._joining = joining
@@ -519,4 +585,4 @@ def _merge(held: _Groups, groups: Sequence[TargetGroup]) -> tuple[_Groups, Colle
             targets += len(group.targets) - (len(known.targets) if known is not None else 0)
             changed.append(source)
         after = new.finish()
-    return _Groups(after, targets) if changed else held, changed, len(groups) - len(by_source)
+    return held.followed_by(after, targets, changed) if changed else held, changed, len(groups) - len(by_source)

@@ -6,6 +6,7 @@ every subscriber without a copy, compared to find what changed, and hashed as pa
 
 from __future__ import annotations
 
+import re
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -13,13 +14,17 @@ from typing import Final, final
 
 __all__ = [
     "ADDRESS_LABEL",
+    "LABEL_NAME",
     "META_LABEL_PREFIX",
+    "NO_LABELS",
     "Labels",
     "TargetGroup",
     "join_host_port",
 ]
 
 ADDRESS_LABEL: Final = "__address__"
+LABEL_NAME: Final = re.compile("[a-zA-Z_][a-zA-Z0-9_]*")
+"""What a label name is, by the older rule that every release of Prometheus accepts."""
 META_LABEL_PREFIX: Final = "__meta_"
 
 
@@ -93,7 +98,8 @@ class Labels(Mapping[str, str]):
         return repr(dict(self))
 
 
-_NO_LABELS: Final = Labels()
+NO_LABELS: Final = Labels()
+"""The empty label set."""
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -114,10 +120,10 @@ class TargetGroup:
 
     source: str
     targets: Sequence[Mapping[str, str]]
-    labels: Mapping[str, str] = _NO_LABELS
+    labels: Mapping[str, str] = NO_LABELS
 
     def __init__(
-        self, source: str, targets: Iterable[Mapping[str, str]], labels: Mapping[str, str] = _NO_LABELS
+        self, source: str, targets: Iterable[Mapping[str, str]], labels: Mapping[str, str] = NO_LABELS
     ) -> None:
         if type(source) is not str:
             raise TypeError(f"a target group's source is a str, not {type(source).__name__}: {source!r}")

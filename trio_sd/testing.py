@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import trio
 
-from .discoverer import DiscovererConfig, DiscovererOptions
+from .discoverer import Discoverer, DiscovererConfig, DiscovererOptions
+from .resources import Resources
 from .targets import ADDRESS_LABEL, TargetGroup
 
-__all__ = ["FakeConfig", "FakeDiscoverer", "group"]
+__all__ = ["CancelAfter", "ContractError", "FakeConfig", "FakeDiscoverer", "check_discoverer", "group"]
 
 _Action = Callable[[trio.MemorySendChannel[Sequence[TargetGroup]]], Awaitable[bool]]
 
@@ -113,3 +116,118 @@ class FakeConfig(DiscovererConfig):
         """Return the fake that the test holds."""
         self.fake.options = options
         return self.fake
+
+
+class CancelAfter(trio.abc.Instrument):
+    """Cancels ``scope`` once the task that made this has taken ``steps`` steps; use it in a ``with`` block.
+
+    Run something with 1 step, 2 steps and so on until it is no longer cancelled, and every await of it was cancelled.
+    """
+
+    def __init__(self, steps: int, scope: trio.CancelScope) -> None:
+        self._left = steps
+        self._scope = scope
+        self._task = trio.lowlevel.current_task()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        """Count one step."""
+        if task is self._task:
+            self._left -= 1
+            if self._left == 0:
+                self._scope.cancel()
+
+    def __enter__(self) -> CancelAfter:
+        trio.lowlevel.add_instrument(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        trio.lowlevel.remove_instrument(self)
+
+
+class ContractError(AssertionError):
+    """A discoverer breaks the contract; the message says which rule."""
+
+
+async def check_discoverer(config: DiscovererConfig, *, patience: float = 5.0) -> tuple[TargetGroup, ...]:
+    """Run the discoverers of ``config`` through the contract, and return the first full set.
+
+    The configuration must be hashable and equal to a copy of itself. Making a discoverer opens nothing. Its first
+    send comes within ``patience`` seconds and consists of target groups, no two of one source. It does not close the
+    channel. Cancelled at any step, it ends within that time and leaves no file descriptor. Another one, run beside
+    it, finds the same.
+
+    Args:
+      config: of a source that does not change meanwhile.
+      patience: seconds for what should take little time.
+
+    Raises:
+      ContractError: a rule is broken.
+    """
+    twin = copy.copy(config)
+    _require(twin == config and hash(twin) == hash(config), "a configuration equals a copy of itself, and hashes alike")
+    opened = _descriptors()
+    async with trio.open_nursery() as nursery:
+        options = DiscovererOptions(Resources(nursery))
+        discoverer = config.discoverer(options)
+        _require(_descriptors() == opened, "nothing is opened before run()")
+        found, again = await _first_set(discoverer, patience), await _first_set(twin.discoverer(options), patience)
+        sources = [one.source for one in found]
+        _require(len(set(sources)) == len(sources), "no two groups of an update have the same source")
+        _require(sorted(sources) == sorted(one.source for one in again), "equal configurations find the same")
+        steps = 0
+        cancelled = True
+        while cancelled:
+            steps += 1
+            cancelled = await _cancelled_after(steps, config.discoverer(options), patience)
+            _require(_descriptors() == opened, f"nothing stays open, but does when cancelled after {steps} steps")
+    return found
+
+
+async def _first_set(discoverer: Discoverer, patience: float) -> tuple[TargetGroup, ...]:
+    send, receive = trio.open_memory_channel[Sequence[TargetGroup]](0)
+    with send, receive:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(discoverer.run, send)
+            with trio.move_on_after(patience) as scope:
+                found = tuple(await receive.receive())
+            _require(not scope.cancelled_caught, f"the first full set comes within {patience:g} s")
+            nursery.cancel_scope.cancel()
+        try:
+            send.send_nowait(())
+        except trio.ClosedResourceError:
+            _require(False, "the channel is the engine's to close")
+        except trio.WouldBlock:
+            pass
+    _require(all(type(one) is TargetGroup for one in found), "an update consists of target groups")
+    return found
+
+
+async def _cancelled_after(steps: int, discoverer: Discoverer, patience: float) -> bool:
+    """Run until the first full set or the given number of steps; return whether it was the latter."""
+    with trio.CancelScope() as scope:
+        once = _Once(scope)
+        with trio.fail_after(patience), CancelAfter(steps, scope):
+            await discoverer.run(once)  # type: ignore[arg-type]  # it has all of a channel that run() may use
+    return not once.taken
+
+
+class _Once:
+    """A channel that ends the run when it has taken one update."""
+
+    def __init__(self, scope: trio.CancelScope) -> None:
+        self._scope = scope
+        self.taken = False
+
+    async def send(self, groups: Sequence[TargetGroup]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.taken = True
+        self._scope.cancel()
+
+
+def _descriptors() -> set[str] | None:
+    return set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+
+
+def _require(holds: bool, rule: str) -> None:
+    if not holds:
+        raise ContractError(f"broken: {rule}")

@@ -5,17 +5,11 @@ Written by hand rather than decoded by field types: a target file has ten thousa
 
 from __future__ import annotations
 
-import re
-from typing import Final
-
 from ..messages import is_utf8, item_path, key_path, quote, unknown_key
-from ..targets import ADDRESS_LABEL, Labels
+from ..targets import ADDRESS_LABEL, LABEL_NAME, NO_LABELS, Labels
 from .nodes import MappingNode, Node, Scalar, SequenceNode, describe, is_null
 
 __all__ = ["decode_labels", "decode_target_group"]
-
-_NO_LABELS: Final = Labels()
-_LABEL_NAME: Final = re.compile("[a-zA-Z_][a-zA-Z0-9_]*")
 
 
 def decode_target_group(node: Node, path: str = "") -> tuple[tuple[Labels, ...], Labels]:
@@ -29,7 +23,7 @@ def decode_target_group(node: Node, path: str = "") -> tuple[tuple[Labels, ...],
       ConfigError: it is null or not a mapping, has an unknown key, a value of a wrong type, or a bad label name.
     """
     targets: tuple[Labels, ...] = ()
-    labels = _NO_LABELS
+    labels = NO_LABELS
     if type(node) is not MappingNode:
         message = f"found {describe(node)}, expected a mapping with targets and labels"
         raise node.error("nil target group item found" if is_null(node) else message, path)
@@ -57,13 +51,16 @@ def decode_labels(node: Node, path: str = "", *, any_name: bool = False) -> Labe
     """
     if type(node) is not MappingNode:
         if is_null(node):
-            return _NO_LABELS
+            return NO_LABELS
         raise node.error(f"found {describe(node)}, expected a mapping of label names to values", path)
     labels = {}
     for key, value in node.entries:
         name = key.text
-        if not (_LABEL_NAME.fullmatch(name) or (any_name and name and is_utf8(name))):
-            raise key.error(f"{quote(name)} is not a valid label name", key_path(path, name))
+        if not (LABEL_NAME.fullmatch(name) or (any_name and name and is_utf8(name))):
+            raise key.error(
+                f"{quote(name)} is not a valid label name; expected letters, digits and _, and no digit first",
+                key_path(path, name),
+            )
         if type(value) is not Scalar:
             raise value.error(f"found {describe(value)}, expected a label value", key_path(path, name))
         if not is_utf8(value.text):

@@ -248,33 +248,44 @@ def _mapping(children: list[Node], mark: _Mark) -> MappingNode:
 
 
 def _mapping_with_care(children: list[Node], mark: _Mark) -> MappingNode:
-    mapping = MappingNode([], [], mark)
-    taken: dict[str, Scalar] = {}
-    merges: list[Node] = []
+    """Return a mapping that merges others, as go-yaml does: in the order of the document, the last one wins."""
+    taken: dict[str, tuple[Scalar, Node]] = {}
+    own: dict[str, Scalar] = {}
     for key, value in zip(children[::2], children[1::2], strict=True):
         if type(key) is not Scalar:
             raise key.error(f"found {describe(key)} as a key, expected a scalar")
         if key.text == _MERGE_KEY and key.plain:
-            merges.append(value)
-        elif not _add(mapping, taken, key, value):
-            line = taken[key.text].line
-            raise key.error(f"field {printable(key.text)} already set in this mapping, first at line {line}")
-    # The mapping's own keys win, then those of earlier merged mappings.
-    for merge in merges:
-        for source in merge.items if isinstance(merge, SequenceNode) else [merge]:
-            if not isinstance(source, MappingNode):
-                raise source.error(f"found {describe(source)} to merge, expected a mapping or a list of mappings")
-            for key, value in source.entries:
-                _add(mapping, taken, key, value)
-    return mapping
+            for source in _merged(value):
+                for name, merged in source.entries:
+                    _take(taken, name, merged)
+            continue
+        first = own.setdefault(key.text, key)
+        if first is not key:
+            raise key.error(f"field {printable(key.text)} already set in this mapping, first at line {first.line}")
+        _take(taken, key, value)
+    return MappingNode([key for key, _ in taken.values()], [value for _, value in taken.values()], mark)
 
 
-def _add(mapping: MappingNode, taken: dict[str, Scalar], key: Scalar, value: Node) -> bool:
-    if taken.setdefault(key.text, key) is not key:
-        return False
-    mapping.keys.append(key)
-    mapping.values.append(value)
-    return True
+def _merged(value: Node) -> list[MappingNode]:
+    """Return the mappings that a merge key names; of a list, the first comes last, because it is to win."""
+    sources: list[MappingNode] = []
+    for source in value.items[::-1] if isinstance(value, SequenceNode) else [value]:
+        if not isinstance(source, MappingNode):
+            raise source.error(f"found {describe(source)} to merge, expected a mapping or a list of mappings")
+        sources.append(source)
+    return sources
+
+
+def _take(taken: dict[str, tuple[Scalar, Node]], key: Scalar, value: Node) -> None:
+    """Set a key; two mappings under one key are united, as Go decodes both into the same map."""
+    if key.text in taken:
+        before = taken[key.text][1]
+        if isinstance(before, MappingNode) and isinstance(value, MappingNode):
+            united: dict[str, tuple[Scalar, Node]] = {}
+            for name, inner in (*before.entries, *value.entries):
+                _take(united, name, inner)
+            value = MappingNode([k for k, _ in united.values()], [v for _, v in united.values()], value.mark)
+    taken[key.text] = key, value
 
 
 def _only_document(earlier: Node | None, document: Node) -> Node | None:

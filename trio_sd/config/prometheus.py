@@ -11,10 +11,11 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Final, Literal, Self, TypeAlias
+from typing import Final, Literal, Self, TypeAlias
 
 from ..discoverer import DiscovererConfig, Registry
 from ..durations import Duration
@@ -192,6 +193,23 @@ def _read(file: str, limits: Limits) -> bytes:
         raise ConfigError(f"can't read {quote(file)}: {error.strerror}") from None
     except ValueError as error:  # a path with a NUL in it
         raise ConfigError(f"can't read {quote(file)}: {error}") from None
+
+
+def _matches(pattern: str) -> list[str]:
+    """Return the files that a pattern matches; a directory that does not exist has none.
+
+    Raises:
+      OSError: the directory can't be read.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):
+        os.scandir(os.path.dirname(pattern) or ".").close()
+    return sorted(glob.glob(pattern, include_hidden=True))
+
+
+def _require_regular(file: str) -> None:
+    """Refuse what may block for ever. The main file may be a pipe: who names it there means it."""
+    if os.path.exists(file) and not os.path.isfile(file):
+        raise ConfigError(f"can't read {quote(file)}: not a regular file")
 
 
 # The sections of a file, as they are written. Null and zero leave a choice to `global`, or to the default.
@@ -419,11 +437,16 @@ class _Loading:
         self._patterns.append(os.path.abspath(pattern))
         place = item_path("scrape_config_files", index)
         # A pattern that matches nothing is no error to Prometheus: the files may be on their way.
-        files = sorted(glob.glob(pattern, include_hidden=True))
+        try:
+            files = _matches(pattern)
+        except OSError as error:  # a directory that can't be read is not an empty one
+            named = _items(_value(root, "scrape_config_files"), "")[index]
+            raise named.error(f"can't read {quote(error.filename)}: {error.strerror}", place) from None
         if not files:
             self._notes.append(f"{place}: {quote(pattern)} matches no file")
         for file in files:
             try:
+                _require_regular(file)
                 text = _read(file, self._limits)
             except ConfigError as error:
                 named = _items(_value(root, "scrape_config_files"), "")[index]
@@ -479,19 +502,22 @@ class _Loading:
                 for config in self._configs(key.text, value, key_path(path, key.text)):
                     yield config.with_directory(directory)
             elif key.text in DISCOVERY_KEYS:
-                raise key.error(f"{key.text} is not supported yet", key_path(path, key.text))
+                raise key.error(
+                    f"{key.text} is not supported yet, expected one of: {', '.join(self._registry)}",
+                    key_path(path, key.text),
+                )
         if not _items(section.get("relabel_configs"), key_path(path, "relabel_configs")):
             _refuse_urls(section.get(_STATIC_KEY), key_path(path, _STATIC_KEY))
 
     def _configs(self, key: str, value: Node, path: str) -> tuple[DiscovererConfig, ...]:
         mechanism = self._registry[key]
-        items: list[Any] = []  # of the mechanism's own type
+        items: list[DiscovererConfig] = []
         for place, item in _sections(value, path):
             if is_null(item):
                 raise item.error(f"empty or null section in {key}", place)
-            items.append(decode(item, mechanism.element, path=place))
+            items.append(decode(item, mechanism, path=place))
         try:
-            return tuple(mechanism.configs(items)) if items else ()
+            return tuple(mechanism.combine(items))
         except ValueError as error:
             raise value.error(str(error), path) from None
 
@@ -544,7 +570,10 @@ def _refuse_urls(static: Node | None, path: str) -> None:
         targets = key_path(place, "targets")
         for item_place, item in _sections(_value(group, "targets"), targets):
             if type(item) is Scalar and "/" in item.text:
-                raise item.error(f"{quote(item.text)} is not a valid hostname", item_place)
+                raise item.error(
+                    f"{quote(item.text)} is not a valid hostname; expected host:port, without a scheme or a path",
+                    item_place,
+                )
 
 
 def _check_external_labels(node: Node | None, defaults: _Global) -> None:

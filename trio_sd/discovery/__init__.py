@@ -1,9 +1,9 @@
 """The mechanisms, one room each, and the registry that knows them all.
 
-To add a mechanism: make a room here with a frozen dataclass that derives from
-:class:`~trio_sd.discoverer.DiscovererConfig`, the discoverer that it makes, and a ``MECHANISM`` that names its key in
-the configuration; then add that to :func:`default_registry`. A mechanism of your own needs no room here: pass
-``{**default_registry(), mine.key: mine}`` where a registry is taken.
+To add a mechanism: write a module here with a frozen dataclass that derives from
+:class:`~trio_sd.discoverer.DiscovererConfig`, and the discoverer that it makes; then add it to
+:func:`default_registry` under its key in the configuration. A mechanism of your own needs no module here: pass
+``{**default_registry(), "mine_sd_configs": MyConfig}`` where a registry is taken.
 
 Mechanisms never import each other. One with dependencies that only it needs imports them when its discoverer runs.
 """
@@ -22,16 +22,17 @@ __all__ = ["default_registry", "load_config"]
 
 def default_registry() -> Registry:
     """Return the mechanisms of this package by their keys; an immutable mapping, made anew for each caller."""
-    from . import file, static
+    from .file import FileSDConfig
+    from .static import StaticConfig
 
-    return MappingProxyType({mechanism.key: mechanism for mechanism in (static.MECHANISM, file.MECHANISM)})
+    return MappingProxyType({"static_configs": StaticConfig, "file_sd_configs": FileSDConfig})
 
 
 def load_config(
     path: str | os.PathLike[str],
     *,
     registry: Registry | None = None,
-    limits: Limits = Limits(),  # noqa: B008 (immutable)
+    limits: Limits = Limits(),
 ) -> config.Config:
     """Read the configuration file at ``path`` and the files that it includes.
 

@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, Self
+from typing import ClassVar, Self
 
 import trio
 
 from ..config.groups import decode_target_group
 from ..config.nodes import Node
-from ..discoverer import DiscovererConfig, DiscovererOptions, Mechanism
-from ..targets import ADDRESS_LABEL, Labels, TargetGroup
+from ..discoverer import DiscovererConfig, DiscovererOptions
+from ..targets import TargetGroup
 
-__all__ = ["MECHANISM", "StaticConfig", "StaticDiscoverer", "StaticGroup"]
-
-_NO_LABELS: Final = Labels()
-
-
-@dataclass(frozen=True, slots=True)
-class StaticGroup:
-    """One item of ``static_configs``.
-
-    Attributes:
-      targets: a label set for each target; its only label is the address.
-      labels: labels of every target.
-    """
-
-    targets: tuple[Labels, ...] = ()
-    labels: Labels = _NO_LABELS
-
-    @classmethod
-    def decode(cls, node: Node, path: str = "") -> Self:
-        """Return the group that ``node`` says.
-
-        Args:
-          node: the item.
-          path: the item's place in the document, for errors.
-
-        Raises:
-          ConfigError: it is not a target group.
-        """
-        return cls(*decode_target_group(node, path))
+__all__ = ["StaticConfig", "StaticDiscoverer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +28,28 @@ class StaticConfig(DiscovererConfig):
 
     groups: tuple[TargetGroup, ...] = ()
 
+    @classmethod
+    def decode(cls, node: Node, path: str = "") -> Self:
+        """Return the configuration that one item of ``static_configs`` makes.
+
+        Args:
+          node: the item.
+          path: the item's place in the document, for errors.
+
+        Raises:
+          ConfigError: it is not a target group.
+        """
+        return cls((TargetGroup("0", *decode_target_group(node, path)),))
+
+    @classmethod
+    def combine(cls, items: Sequence[Self]) -> Sequence[Self]:
+        """Return one configuration with the groups of all items, as Prometheus has it."""
+        groups = [group for item in items for group in item.groups]
+        return [cls(tuple([TargetGroup(str(i), g.targets, g.labels) for i, g in enumerate(groups)]))] if groups else []
+
     def discoverer(self, options: DiscovererOptions) -> StaticDiscoverer:
         """Return a new discoverer that sends the groups."""
         return StaticDiscoverer(self.groups)
-
-    def check_addresses(self) -> None:
-        """Check that every target is an address and not a URL. For jobs without rules that could make it one.
-
-        Raises:
-          ValueError: a target has a slash.
-        """
-        for group in self.groups:
-            for target in group.targets:
-                address = target.get(ADDRESS_LABEL, "")
-                if "/" in address:
-                    raise ValueError(f'"{address}" is not a valid hostname')
 
 
 class StaticDiscoverer:
@@ -86,11 +65,3 @@ class StaticDiscoverer:
     async def run(self, updates: trio.MemorySendChannel[Sequence[TargetGroup]]) -> None:
         """Send the groups and return. Cancellation sends nothing."""
         await updates.send(self._groups)
-
-
-def _combine(items: Iterable[StaticGroup]) -> list[StaticConfig]:
-    groups = tuple(TargetGroup(str(index), item.targets, item.labels) for index, item in enumerate(items))
-    return [StaticConfig(groups)]
-
-
-MECHANISM: Final = Mechanism("static_configs", StaticGroup, _combine)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
 
 import trio
 
-from ..store import SetChanges, Update
+from ..store import Changes, Update
 from ..targets import TargetGroup
+from .descriptor import write_blocking
 
 __all__ = ["JsonLines", "encode_update"]
 
@@ -22,7 +21,7 @@ def _group(group: TargetGroup) -> dict[str, object]:
     }
 
 
-def encode_update(manager: str, revision: int, changes: Mapping[str, SetChanges]) -> bytes:
+def encode_update(manager: str, revision: int, changes: Changes) -> bytes:
     """Return one update as a line of JSON: what changed in each set since the update before.
 
     ``{"revision": 7, "manager": "scrape", "sets": {SET: {"updated": [{"source": …, "targets": [{…}],
@@ -49,6 +48,7 @@ class JsonLines:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._turn = trio.Lock()
+        self._limiter = trio.CapacityLimiter(1)  # not the application's threads
 
     async def write(self, manager: str, update: Update) -> None:
         """Write one update.
@@ -58,11 +58,11 @@ class JsonLines:
 
         Cancelled while the reader does not read, part of the line may have been written.
         """
-        changes = update.changes  # worked out here: an update belongs to the thread that reads the store
+        changes = update.changes  # computed here, because an update is not safe to use from two threads
         async with self._turn:
-            await trio.to_thread.run_sync(self._write, manager, update.revision, changes, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(
+                self._write, manager, update.revision, changes, abandon_on_cancel=True, limiter=self._limiter
+            )
 
-    def _write(self, manager: str, revision: int, changes: Mapping[str, SetChanges]) -> None:
-        rest = memoryview(encode_update(manager, revision, changes))
-        while rest:
-            rest = rest[os.write(self._fd, rest) :]
+    def _write(self, manager: str, revision: int, changes: Changes) -> None:
+        write_blocking(self._fd, encode_update(manager, revision, changes))

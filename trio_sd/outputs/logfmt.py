@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import sys
 from datetime import UTC, datetime
-from typing import TextIO
 
-__all__ = ["LogfmtFormatter", "StderrHandler"]
+__all__ = ["LogfmtFormatter"]
 
 
 def _quote(text: str) -> str:
@@ -30,15 +28,3 @@ class LogfmtFormatter(logging.Formatter):
         if record.exc_info and logging.getLogger(record.name).isEnabledFor(logging.DEBUG):
             line += f" traceback={_quote(self.formatException(record.exc_info))}"
         return line
-
-
-class StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to whatever ``sys.stderr`` is at that moment, which a live table on the terminal replaces."""
-
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)
-
-    @property
-    def stream(self) -> TextIO:  # type: ignore[override]  # the base class sets it once; here it is looked up
-        """The present ``sys.stderr``."""
-        return sys.stderr

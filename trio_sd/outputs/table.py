@@ -1,58 +1,48 @@
-"""Targets and providers as tables, drawn anew when something changes.
-
-On a terminal the picture stays in its place, and is drawn again every second, because it tells ages; elsewhere each
-picture is printed below the one before. Drawing happens in a thread: it takes milliseconds, and a terminal that is
-held (Ctrl-S) must hold nothing else.
-"""
+"""Tables of providers, targets and changes, as rich renderables. Nothing here writes anywhere."""
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
-from typing import Protocol
 
-import trio
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..manager import Manager, ManagerStatistics
+from ..manager import ManagerStatistics
 from ..provider import ProviderStatistics
-from ..store import Snapshot, Update
+from ..store import Snapshot
 from ..targets import ADDRESS_LABEL, META_LABEL_PREFIX, TargetGroup
 
-__all__ = ["Tables", "plain_console", "print_table", "targets_table"]
+__all__ = [
+    "Event",
+    "addresses",
+    "events_table",
+    "printable",
+    "providers_table",
+    "render",
+    "rows_table",
+    "targets_table",
+]
 
 _STATE_STYLE = MappingProxyType({"synced": "green", "starting": "cyan", "failing": "bold red", "stopped": "dim"})
-_FRESH = 5.0  # seconds for which a change is marked
-_UNLIMITED = 10_000  # columns
-
-
-class _Reloads(Protocol):
-    """What is told of reloads."""
-
-    @property
-    def succeeded(self) -> int:
-        """Configurations put in force."""
-
-    @property
-    def failed(self) -> int:
-        """Configurations refused."""
-
-    @property
-    def last_error(self) -> str | None:
-        """Why the last one was refused, if it was."""
+_RIGHT_ALIGNED = frozenset({"GROUPS", "TARGETS"})
+_ELASTIC = frozenset({"", "JOB", "SET", "SETS", "TARGET", "LABELS", "SOURCE", "LATEST CHANGES"})
 
 
 @dataclass(frozen=True)
-class _Event:
-    """One thing that changed."""
+class Event:
+    """One source that changed.
+
+    Attributes:
+      time: when, on Trio's clock.
+      sign: ``+`` for new or changed, ``-`` for gone.
+      set_name: the set that it changed in.
+      source: the source of the group.
+      text: its addresses.
+    """
 
     time: float
     sign: str
@@ -61,141 +51,52 @@ class _Event:
     text: str
 
 
-def plain_console() -> Console:
-    """Return a console on stdout that prints text as it is: what is discovered is data, not markup."""
-    return Console(markup=False, emoji=False, highlight=False)
+def render(picture: RenderableType, *, width: int, terminal: bool) -> str:
+    """Return ``picture`` as text, ``width`` columns wide, with colours if it is for a terminal."""
+    console = Console(
+        file=io.StringIO(),
+        width=width,
+        force_terminal=terminal,
+        legacy_windows=False,
+        # What is discovered is data: no part of it is markup, an emoji code or something to highlight.
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
+    with console.capture() as capture:
+        console.print(picture)
+    return capture.get()
 
 
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table on stdout, as wide as the terminal; elsewhere as wide as it is."""
-    console = plain_console()
-    table = _plain_table(*headings)
+def rows_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Return a table of plain cells."""
+    table = _table(*headings)
     for row in rows:
-        table.add_row(*[_printable(cell) for cell in row])
-    console.print(table, width=None if console.is_terminal else _UNLIMITED, crop=False)
+        table.add_row(*map(_cell, row))
+    return table
 
 
-class Tables:
-    """Draws what managers show and how their providers fare.
+def providers_table(statistics: Sequence[ManagerStatistics], now: float, rows: int) -> Table:
+    """Return a table of how each provider fares, those that fail first, in at most ``rows`` rows.
 
     Args:
-      title: told above the tables; the configuration's path.
-      managers: whose state to draw.
-      reloads: returns how reloads went.
-      console: where to draw.
+      statistics: of the managers.
+      now: the time on Trio's clock, for ages.
+      rows: how many rows there is room for.
     """
-
-    def __init__(
-        self,
-        title: str,
-        managers: Sequence[Manager],
-        reloads: Callable[[], _Reloads],
-        console: Console | None = None,
-    ) -> None:
-        self._title = title
-        self._managers = managers
-        self._reloads = reloads
-        self._console = console or plain_console()
-        self._caption = ""
-        self._events: deque[_Event] = deque(maxlen=500)
-        self._changed: dict[tuple[str, str], float] = {}
-        self._set_dirty, self._dirty = trio.open_memory_channel[None](1)
-
-    def caption(self, text: str) -> None:
-        """Show a line of text above the tables from now on."""
-        self._caption = text
-        self._redraw_soon()
-
-    async def run(self) -> None:
-        """Draw until cancelled."""
-        async with trio.open_nursery() as nursery:
-            for manager in self._managers:
-                nursery.start_soon(self._follow, manager)
-            await self._draw()
-
-    async def _follow(self, manager: Manager) -> None:
-        async with manager.subscribe(name="table") as updates:
-            first = True
-            async for update in updates:
-                self._note(update, first=first)
-                first = False
-                self._redraw_soon()
-
-    def _redraw_soon(self) -> None:
-        with suppress(trio.WouldBlock):
-            self._set_dirty.send_nowait(None)
-
-    def _note(self, update: Update, *, first: bool) -> None:
-        now = trio.current_time()
-        self._changed = {key: since for key, since in self._changed.items() if now - since < _FRESH}
-        for set_name, found in update.changes.items():
-            for group in found.updated:
-                if not first:
-                    self._changed[set_name, group.source] = now
-                self._events.append(_Event(now, "+", set_name, group.source, _addresses(group)))
-            for source in found.removed:
-                self._events.append(_Event(now, "-", set_name, source, ""))
-
-    async def _draw(self) -> None:
-        if not self._console.is_terminal:
-            async for _ in self._dirty:
-                await trio.to_thread.run_sync(self._console.print, self.picture(200), "")
-            return
-        with Live(console=self._console, auto_refresh=False, transient=False) as live:
-            while True:
-                picture = self.picture(self._console.size.height)
-                await trio.to_thread.run_sync(partial(live.update, picture, refresh=True))
-                with trio.move_on_after(1.0):  # the ages go on
-                    await self._dirty.receive()
-
-    def picture(self, height: int) -> RenderableType:
-        """Return what to draw at this moment in ``height`` lines."""
-        statistics = [manager.statistics() for manager in self._managers]
-        snapshots = [manager.snapshot() for manager in self._managers]
-        now = trio.current_time()
-        room = max(8, height - 11 - bool(self._caption))
-        providers = _providers_table(statistics, now, max(3, room // 3))
-        total = sum(s.targets for one in statistics for s in one.sets)
-        left = max(3, room - min(room // 3, providers.row_count))
-        if total <= left:
-            marked = {key for key, since in self._changed.items() if now - since < _FRESH}
-            lower = targets_table(snapshots, marked)
-        else:
-            lower = _events_table([*self._events][-left:][::-1], now)
-        caption = [Text(self._caption, style="bold yellow")] if self._caption else []
-        return Group(self._headline(statistics, total), *caption, "", providers, "", lower)
-
-    def _headline(self, statistics: Sequence[ManagerStatistics], targets: int) -> Text:
-        reloads = self._reloads()
-        sets = sum(len(one.sets) for one in statistics)
-        line = Text(f"{self._title}  ", style="bold", no_wrap=True)
-        line.append(f"{sets} sets, {targets:,} targets, {max(0, reloads.succeeded - 1)} reloads", style="not bold")
-        if reloads.failed:
-            line.append(f", {reloads.failed} refused", style="red")
-        line.append(time.strftime("   %H:%M:%S"), style="dim")
-        if reloads.last_error:
-            line.append(f"\n{_printable(reloads.last_error)}", style="bold red")
-        return line
-
-
-def _providers_table(statistics: Sequence[ManagerStatistics], now: float, rows: int) -> Table:
-    table = _plain_table("PROVIDER", "SETS", "STATE", "GROUPS", "TARGETS", "LAST NEWS", "")
+    table = _table("PROVIDER", "SETS", "STATE", "GROUPS", "TARGETS", "LAST NEWS", "")
     providers = [provider for one in statistics for provider in one.providers]
-    providers.sort(key=lambda provider: provider.state != "failing")  # stable: what fails comes first
-    shown = providers if len(providers) <= rows else providers[: rows - 1]
+    providers.sort(key=lambda provider: provider.state != "failing")  # stable, so the order is kept otherwise
+    shown = providers if len(providers) <= rows else providers[: max(1, rows - 1)]
     for provider in shown:
         table.add_row(
             provider.name,
-            _printable(_some(provider.sets)),
+            _cell(_some(provider.sets)),
             Text(provider.state, style=_STATE_STYLE[provider.state]),
             f"{provider.groups:,}",
             f"{provider.targets:,}",
             "never" if provider.last_success is None else f"{_age(now - provider.last_success)} ago",
-            Text(
-                _printable(_trouble(provider)),
-                style="red" if provider.state == "failing" else "dim",
-                overflow="ellipsis",
-            ),
+            _cell(_trouble(provider), style="red" if provider.state == "failing" else "dim"),
         )
     if len(shown) < len(providers):
         table.add_row(f"… and {len(providers) - len(shown):,} more", *[""] * 6)
@@ -208,22 +109,21 @@ def _trouble(provider: ProviderStatistics) -> str:
     return "; ".join([*provider.details.errors, *provider.details.notes])
 
 
-def targets_table(snapshots: Sequence[Snapshot], marked: set[tuple[str, str]] | None = None) -> Table:
+def targets_table(snapshots: Sequence[Snapshot], marked: frozenset[tuple[str, str]] = frozenset()) -> Table:
     """Return a table of every target with the labels that it was discovered with, without ``__meta_`` ones.
 
     Args:
       snapshots: whose targets to list.
       marked: (set, source) pairs to draw as new.
     """
-    table = _plain_table("SET", "TARGET", "LABELS", "SOURCE")
+    table = _table("SET", "TARGET", "LABELS", "SOURCE")
     for snapshot in snapshots:
         for set_name, target, group in _targets(snapshot):
             labels = {**group.labels, **target}
             address = labels.pop(ADDRESS_LABEL, "")
             shown = [f"{k}={v}" for k, v in sorted(labels.items()) if not k.startswith(META_LABEL_PREFIX)]
-            style = "bold green" if marked and (set_name, group.source) in marked else ""
-            row = [set_name, address, " ".join(shown), group.source]
-            table.add_row(*[_printable(cell) for cell in row], style=style)
+            style = "bold green" if (set_name, group.source) in marked else ""
+            table.add_row(*map(_cell, (set_name, address, " ".join(shown), group.source)), style=style)
     return table
 
 
@@ -234,36 +134,55 @@ def _targets(snapshot: Snapshot) -> Iterator[tuple[str, Mapping[str, str], Targe
                 yield set_name, target, group
 
 
-def _events_table(events: Sequence[_Event], now: float) -> Table:
-    table = _plain_table("", "SET", "LATEST CHANGES", "SOURCE", "")
+def events_table(events: Sequence[Event], now: float, hidden: int) -> Table:
+    """Return a table of what changed, in the order given.
+
+    Args:
+      events: what changed.
+      now: the time on Trio's clock, for ages.
+      hidden: how many targets there was no room to list.
+    """
+    table = _table("", "SET", "LATEST CHANGES", "SOURCE", "AGE")
+    table.caption = f"{hidden:,} targets are too many to list here; trio-sd check lists them"
+    table.caption_justify = "left"
     for event in events:
         style = "green" if event.sign == "+" else "red"
         row = [event.set_name, event.text, event.source, f"{_age(now - event.time)} ago"]
-        table.add_row(Text(event.sign, style=style), *[_printable(cell) for cell in row])
+        table.add_row(Text(event.sign, style=style), *map(_cell, row))
     return table
 
 
-def _plain_table(*headings: str) -> Table:
+def _table(*headings: str) -> Table:
+    """Return an empty table. If there is too little room, the columns in ``_ELASTIC`` shrink and the others do not."""
     table = Table(box=None, pad_edge=False, header_style="bold underline", padding=(0, 2, 0, 0))
     for heading in headings:
-        right = heading in {"GROUPS", "TARGETS"}
-        table.add_column(heading, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
+        right = heading in _RIGHT_ALIGNED
+        table.add_column(
+            heading, justify="right" if right else "left", no_wrap=heading not in _ELASTIC, overflow="ellipsis"
+        )
     return table
 
 
-def _printable(text: str) -> str:
-    """Return ``text`` without what would steer the terminal."""
-    return (
-        text if text.isprintable() else "".join([c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text])
-    )
+def _cell(text: str, style: str = "") -> Text:
+    """Return one line of text, which is cut where its column is too narrow."""
+    return Text(printable(text), style=style, no_wrap=True, overflow="ellipsis")
 
 
-def _addresses(group: TargetGroup) -> str:
-    return _some([target.get(ADDRESS_LABEL, "?") for target in group.targets])
+def printable(text: str) -> str:
+    """Return ``text`` with a replacement character for everything that would steer the terminal."""
+    if text.isprintable():
+        return text
+    return "".join([char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text])
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:3])} and {len(names) - 3:,} more"
+def addresses(group: TargetGroup) -> str:
+    """Return the addresses of a group's targets, of many only the first."""
+    return _some([target.get(ADDRESS_LABEL, "?") for target in group.targets[:4]], len(group.targets))
+
+
+def _some(names: Sequence[str], count: int | None = None) -> str:
+    count = len(names) if count is None else count
+    return ", ".join(names) if count <= 3 else f"{', '.join(names[:3])} and {count - 3:,} more"
 
 
 def _age(seconds: float) -> str:

@@ -1,20 +1,14 @@
 """Targets from files: JSON and YAML lists of target groups, read again whenever they change.
 
-One responsibility a room: ``config`` (what the configuration says), ``patterns`` (Go's glob language), ``parse``
-(bytes to groups), ``findings`` (what a look found, and what to send about it), ``scan`` (the file system, in a worker
-thread), ``workers`` (those threads), ``watcher`` (inotify, shared by all), ``discoverer`` (the run loop; start there).
+Each module has one job: ``config`` is what the configuration says, ``patterns`` is Go's glob language, ``parse`` makes
+groups of bytes, ``scan`` goes through the file system in a worker thread, ``result`` is what a scan found and what to
+send because of it, ``workers`` runs those threads, ``watcher`` is inotify, shared by all discoverers, and
+``discoverer`` is the loop that ties them together. Start there.
 """
 
 from __future__ import annotations
 
-from typing import Final
-
-from ...discoverer import Mechanism
 from .config import FileSDConfig
 from .discoverer import FileDiscoverer
-from .findings import Findings
-from .scan import Request, scan
 
-__all__ = ["MECHANISM", "FileDiscoverer", "FileSDConfig", "Findings", "Request", "scan"]
-
-MECHANISM: Final = Mechanism("file_sd_configs", FileSDConfig)
+__all__ = ["FileDiscoverer", "FileSDConfig"]

@@ -10,7 +10,7 @@ from ...discoverer import DiscovererConfig, DiscovererOptions
 from ...durations import Duration
 from ...errors import FieldError
 from .discoverer import FileDiscoverer
-from .patterns import clean
+from .patterns import Pattern, clean
 
 __all__ = ["FileSDConfig"]
 
@@ -42,7 +42,15 @@ class FileSDConfig(DiscovererConfig):
             raise FieldError("files", "file service discovery config must contain at least one path name")
         for index, name in enumerate(self.files):
             if not _FILE_NAME.fullmatch(name):
-                raise FieldError(("files", index), f'path name "{name}" is not valid for file discovery')
+                raise FieldError(
+                    ("files", index),
+                    f'path name "{name}" is not valid for file discovery; expected a name that ends in .json, .yml or '
+                    ".yaml, with a * in its last element at most",
+                )
+            try:
+                Pattern(name)
+            except ValueError as error:  # it would match nothing, ever
+                raise FieldError(("files", index), str(error)) from None
         if not self.refresh_interval.seconds > 0:
             raise FieldError("refresh_interval", "the refresh interval must be greater than zero")
 

@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Final, NoReturn
 
 from ...config.groups import decode_target_group
 from ...config.nodes import SequenceNode, describe, is_null, parse_yaml
 from ...errors import ConfigError, Position
 from ...limits import Limits
-from ...targets import ADDRESS_LABEL, META_LABEL_PREFIX, Labels, TargetGroup
+from ...targets import ADDRESS_LABEL, LABEL_NAME, META_LABEL_PREFIX, Labels, TargetGroup
 
-__all__ = ["FILEPATH_LABEL", "parse"]
+__all__ = ["FILEPATH_LABEL", "Parse", "parse"]
+
+Parse = Callable[[bytes, str, Limits], tuple[TargetGroup, ...]]
+"""Makes target groups of a file's content, path and limits, as :func:`parse` does."""
 
 FILEPATH_LABEL: Final = META_LABEL_PREFIX + "filepath"
 
 _FIELDS: Final = ("targets", "labels")
-_LABEL_NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
@@ -37,20 +40,20 @@ def parse(content: bytes, path: str, limits: Limits) -> tuple[TargetGroup, ...]:
       limits: bounds on size, groups, labels and nesting.
 
     Raises:
-      ConfigError: the content can't be used. One bad group spoils the file, so that nobody acts on half of it.
+      ConfigError: the content can't be used. One bad group is enough, so that nobody acts on half of a file.
     """
     if len(content) > limits.file_bytes:
         raise ConfigError(f"{path}: larger than the {limits.file_bytes} bytes that the limit file_bytes allows")
     if not content.strip():
-        # Prometheus takes an empty YAML file for an empty list. It is far more often a file that is about to be
-        # written; who means an empty list can say so: [].
+        # Prometheus reads an empty YAML file as an empty list. But an empty file is far more often one that is about
+        # to be written; an empty list can be written as [].
         raise ConfigError("the file is empty; an empty list is written []", Position(path, 1, 1))
     decode = _decode_json if path.lower().endswith(".json") else _decode_yaml
     return tuple(decode(content, path, limits))
 
 
 class _GroupMaker:
-    """Makes the groups of one file; groups that have no labels of their own share one label set."""
+    """Makes the groups of one file. Groups without labels of their own share one label set."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -87,7 +90,7 @@ def _too_many(what: str, found: int, limit: int) -> str:
 
 
 class _JSONValueError(ValueError):
-    """A JSON value can't be used. The position is found out later: positions cost time that good files need not pay."""
+    """A JSON value can't be used. Its position is worked out later, so that good files do not pay for positions."""
 
     def __init__(self, message: str, place: str = "") -> None:
         super().__init__(message)
@@ -98,8 +101,8 @@ def _decode_json(content: bytes, path: str, limits: Limits) -> list[TargetGroup]
     text = content.decode("utf-8", "replace")  # as Go does
     start = Position(path, 1, 1)
     try:
-        # Objects become tuples of pairs, arrays lists: the pairs tell of repeated keys, and `tuple` is called from C.
-        # Numbers are never valid; as floats they have no limit on digits.
+        # Objects become tuples of pairs, which keep repeated keys; `tuple` is the fastest hook. Arrays become lists.
+        # No number is valid here; as floats they may have any number of digits.
         document = json.loads(text, object_pairs_hook=tuple, parse_int=float, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise ConfigError(f"not JSON: {error.msg}", Position(path, error.lineno, error.colno)) from None
@@ -131,7 +134,7 @@ class _JSONReader:
 
     Args:
       limits: bounds on labels.
-      mend: whether strings may hold what can't be encoded in UTF-8, which Go replaces. Only escapes can say it.
+      mend: whether strings may hold half of a surrogate pair, which Go replaces. Only an escape can make one.
     """
 
     def __init__(self, limits: Limits, mend: bool) -> None:
@@ -178,7 +181,7 @@ class _JSONReader:
             if type(text) is not str or self._mend:
                 text = self._text(text, f".labels.{name}")
             if name not in self._good_names:
-                if not _LABEL_NAME.fullmatch(name):
+                if not LABEL_NAME.fullmatch(name):
                     raise _JSONValueError(f'"{name}" is not a valid label name', ".labels")
                 self._good_names.add(name)
             labels[name] = text

@@ -1,7 +1,7 @@
 """Path patterns in the language of Go's ``path/filepath``: ``*``, ``?``, ``[a-z]``, ``[^a-z]`` and ``\\`` escapes.
 
-Unlike a shell's, ``*`` matches hidden files too. Unlike Python's :mod:`fnmatch`, a class is negated by ``^``, may
-hold escapes, and is refused when it is malformed.
+``*`` matches hidden files too, unlike in a shell. A class is negated by ``^``, may hold escapes, and is refused when it
+is malformed, unlike in Python's :mod:`fnmatch`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MAGIC = re.compile(r"[*?\[\\]")
 
 
 def clean(path: str) -> str:
-    """Return ``path`` in its shortest spelling, as Go's ``filepath.Clean`` does; symbolic links are not looked at."""
+    """Return ``path`` in its shortest spelling, as Go's ``filepath.Clean`` does; symbolic links are not followed."""
     shortest = os.path.normpath(path)
     return shortest[1:] if shortest.startswith("//") else shortest
 

@@ -1,161 +1,160 @@
-"""One look at the file system: arm the watches, find the files, read what may have changed.
+"""One scan of the file system: find the files of the patterns, watch what leads to them, read what may have changed.
 
-Everything here is synchronous and may hang for as long as the file system does; it runs in a worker thread.
+Theory of operation
+===================
 
-Arm, then look. Whatever is looked at is watched *before*: for each component of a path, from the root down, the
-directory that holds it is watched before the component is examined, symbolic links are followed one by one in the
-same way, and a directory is watched before it is listed. A change is then either seen by the look or told by a watch
-that the look has set, so no second look is needed to be sure. Rejected: watching the directories that the patterns
-spell, as fsnotify users do; a symbolic link on the way that is pointed elsewhere, or a directory that is made later,
-goes unseen.
+Everything here is synchronous and may hang for as long as the file system does, so it runs in a worker thread.
 
-Every look walks all the patterns, which costs a few system calls each, but reads only the files that may have
-changed: one way to look, whatever happened.
+Watch first, then read. A scan goes through each path from the root down. It watches a directory before it examines a
+name in it or lists it, and it follows symbolic links one by one in the same way. So a change either happens before the
+scan reads, and the scan sees it; or it happens later, and causes an event on a watch that is set already. Rejected:
+watching only the directories that the patterns name, as users of fsnotify do. That misses a symbolic link on the way
+that is pointed elsewhere, and a directory that is made later.
+
+Every scan goes through all patterns, which costs a few system calls each, but it reads only the files that may have
+changed. So there is one kind of scan, whatever caused it.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
+from ...config import content_digest
 from ...errors import ConfigError
 from ...limits import Limits
 from ...targets import TargetGroup
-from .findings import File, Findings, GlobInterest, Interest
-from .parse import parse
-from .patterns import Pattern, clean
+from .parse import Parse, parse
+from .patterns import Pattern
+from .result import File, ScanResult, WatchedNames
 
-__all__ = ["Request", "scan"]
+__all__ = ["ScanRequest", "scan"]
 
 _MAX_LINKS = 40  # the kernel's own limit
 _GONE = (errno.ENOENT, errno.ENOTDIR)
+_MAY_PASS = (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EAGAIN, errno.ETIMEDOUT)
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What to look at.
+class ScanRequest:
+    """What to scan.
 
     Attributes:
       patterns: the paths and patterns of the configuration.
-      before: the files that the look before this one found.
-      dirty: the subjects that may have changed, or ``None`` for all; see :class:`~.findings.Interest`.
+      before: the files that the previous scan found.
+      changed: the paths and patterns to read again; ``None`` means all. See :class:`~.result.WatchedNames`.
       watch: watches a directory and returns its watch descriptor; ``None`` if nothing can be watched.
       limits: bounds on what is read.
-      stopped: tells that nobody waits for the findings any more.
-      parse: makes groups of a file's content.
+      stopped: returns whether nobody waits for the result any more.
+      parse: makes target groups of a file's content.
     """
 
     patterns: Sequence[str]
     before: Mapping[str, File]
-    dirty: Set[str] | None
+    changed: Set[str] | None
     watch: Callable[[str], int] | None
     limits: Limits = field(default_factory=Limits)
     stopped: Callable[[], bool] = lambda: False
-    parse: Callable[[bytes, str, Limits], tuple[TargetGroup, ...]] = parse
+    parse: Parse = parse
 
 
-def scan(request: Request) -> Findings:
-    """Look, and return what was found. What fails is part of the findings; nothing is raised."""
-    look = _Look(request)
+def scan(request: ScanRequest) -> ScanResult:
+    """Scan, and return what was found. What fails is part of the result; nothing is raised."""
+    running = _Scan(request)
     for text in request.patterns:
         try:
-            look.at(Pattern(text))
+            running.add(Pattern(text))
         except ValueError as error:
-            look.findings.errors.append(f"{text}: {error}")
-    return look.findings
+            running.result.errors.append(f"{text}: {error}")
+    return running.result
 
 
 def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-class _Look:
-    """The state of one look."""
+class _Scan:
+    """The state of one scan."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: ScanRequest) -> None:
         self._request = request
-        self._armed: dict[str, int | None] = {}
-        self.findings = Findings()
+        self._descriptors: dict[str, int | None] = {}  # of the watches, by directory; None if it can't be watched
+        self.result = ScanResult()
 
-    def at(self, pattern: Pattern) -> None:
-        """Find the files of one pattern, and read those that need it."""
-        errors = len(self.findings.errors)
+    def add(self, pattern: Pattern) -> None:
+        """Find the files of one pattern, and read those that may have changed."""
+        errors = len(self.result.errors)
         found = self._matches(pattern)
         for path, directory, name in found:
             if self._request.stopped():
                 return
-            if path not in self.findings.files:
+            if path not in self.result.files:
                 file = self._file(pattern, path, directory, name)
                 if file is not None:
-                    self.findings.files[path] = file
-        if len(self.findings.errors) > errors:
-            # While some of its directories can't be looked at, none of a pattern's files is taken for gone.
+                    self.result.files[path] = file
+        if len(self.result.errors) > errors:
+            # While one of its directories can't be scanned, none of the pattern's files counts as gone.
             for path, file in self._request.before.items():
                 if pattern.matches(path):
-                    self.findings.files.setdefault(path, file)
+                    self.result.files.setdefault(path, file)
         elif not found:
-            self.findings.notes.append(f"{pattern.text}: no file matches")
+            self.result.notes.append(f"{pattern.text}: no file matches")
 
     # Finding: from patterns to directories and names.
 
-    def _matches(self, pattern: Pattern) -> list[tuple[str, str, str]]:
-        """Return the matches as (path as spelled, directory without symbolic links, name)."""
-        matches: list[tuple[str, str, str]] = []
-        for directory in self._directories(pattern, pattern.text):
+    def _matches(self, pattern: Pattern, whole: Pattern | None = None) -> list[tuple[str, str, str]]:
+        """Return the matches of a pattern: the path as spelled, the directory without symbolic links, and the name.
+
+        The directory of a pattern may itself be a pattern. Its matches are found first, by this same function;
+        ``whole`` is then the pattern of the configuration that it is a part of.
+        """
+        whole = whole or pattern
+        directories = [pattern.directory]
+        if pattern.parent is not None:
+            directories = [path for path, *_ in self._matches(pattern.parent, whole)]
+        matches = []
+        for directory in directories:
             try:
-                physical = self._resolve(directory, pattern.text)
-                names = self._names(pattern, directory, physical)
+                physical = self._resolve(directory, whole.text)
+                names = self._names(pattern, directory, physical, whole)
             except OSError as error:
-                self._failed(directory, error)
+                self.result.may_pass |= error.errno in _MAY_PASS
+                if error.errno not in _GONE:
+                    self.result.read_errors += 1
+                    self.result.errors.append(f"{directory}: {_reason(error)}")
             else:
                 matches += [(pattern.path(directory, name), physical, name) for name in names]
         return matches
 
-    def _failed(self, directory: str, error: OSError) -> None:
-        if error.errno not in _GONE:
-            self.findings.read_errors += 1
-            self.findings.errors.append(f"{directory}: {_reason(error)}")
+    def _names(self, pattern: Pattern, directory: str, physical: str, whole: Pattern) -> list[str]:
+        """Return the names in a directory that the pattern's last element matches, sorted.
 
-    def _directories(self, pattern: Pattern, subject: str) -> list[str]:
-        """Return the directories that a pattern's directory stands for, as spelled."""
-        parent = pattern.parent
-        if parent is None:
-            return [pattern.directory]
-        found = []
-        for directory in self._directories(parent, subject):
-            try:
-                physical = self._resolve(directory, subject)
-                names = self._names(parent, None, physical, subject)
-            except OSError as error:
-                self._failed(directory, error)
-            else:
-                found += [parent.path(directory, name) for name in names]
-        return found
-
-    def _names(self, pattern: Pattern, directory: str | None, physical: str, subject: str = "") -> list[str]:
-        """Return the names in ``physical`` that the pattern's last element matches, sorted.
-
-        ``directory`` is given when the names are files: they are then subjects of their own.
+        The directory is given as spelled, and without symbolic links. A change of a name is reported as the file's
+        path. If the names are directories, because the pattern is only a part of ``whole``, it is reported as that.
         """
-        interest = self._arm(physical)
+        watched = self._watched(physical)
         if pattern.name is None:
-            path = subject if directory is None else pattern.path(directory, pattern.last)
-            interest.names.setdefault(pattern.last, set()).add(path)
+            watched.add(pattern.last, pattern.path(directory, pattern.last) if pattern is whole else whole.text)
             os.lstat(f"{physical}/{pattern.last}")
             return [pattern.last]
-        spelled = None if directory is None else clean(directory)
-        interest.globs.add(GlobInterest(pattern.name, spelled, subject))
+        if pattern is whole:
+            watched.files.add((pattern.name, directory))
+        else:
+            watched.directories.add((pattern.name, whole.text))
         return sorted(name for name in os.listdir(physical) if pattern.name.fullmatch(name))
 
-    def _resolve(self, path: str, subject: str) -> str:
-        """Return the path without symbolic links, each step of the way armed before it is taken.
+    def _resolve(self, path: str, path_or_pattern: str) -> str:
+        """Return the path without symbolic links. The directory of each step is watched before the step is examined.
+
+        Args:
+          path: what to resolve.
+          path_or_pattern: what to read again when one of the steps changes.
 
         Raises:
-          OSError: it does not exist, can't be reached, or its links lead in a circle.
+          OSError: the path does not exist, can't be reached, or its links lead in a circle.
         """
         physical = ""  # the root; never ends in a slash
         ahead = (path if path.startswith("/") else f"{os.getcwd()}/{path}").split("/")[::-1]
@@ -167,7 +166,7 @@ class _Look:
             if name == "..":
                 physical = physical.rpartition("/")[0]
                 continue
-            self._arm(physical).names.setdefault(name, set()).add(subject)
+            self._watched(physical).add(name, path_or_pattern)
             here = f"{physical}/{name}"
             mode = os.lstat(here).st_mode
             if stat.S_ISLNK(mode):
@@ -184,18 +183,18 @@ class _Look:
                 physical = here
         return physical or "/"
 
-    def _arm(self, physical: str) -> Interest:
-        """Watch a directory, and return what is of interest there.
+    def _watched(self, physical: str) -> WatchedNames:
+        """Watch a directory, and return the names in it that matter, to be added to.
 
-        A directory that can't be watched is noted; what changes in it is found by the next look at everything.
+        If it can't be watched, the names added are lost; the next full scan finds what changed there.
         """
         physical = physical or "/"
-        if physical not in self._armed:
-            self._armed[physical] = self._watch(physical)
-        descriptor = self._armed[physical]
+        if physical not in self._descriptors:
+            self._descriptors[physical] = self._watch(physical)
+        descriptor = self._descriptors[physical]
         if descriptor is None:
-            return Interest()
-        return self.findings.interests.setdefault(descriptor, Interest())
+            return WatchedNames()
+        return self.result.watched.setdefault(descriptor, WatchedNames())
 
     def _watch(self, physical: str) -> int | None:
         if self._request.watch is None:
@@ -206,15 +205,15 @@ class _Look:
             if error.errno not in _GONE:
                 # ENOSPC is what the kernel says when the watches are used up; "no space left on device" misleads.
                 full = "the limit fs.inotify.max_user_watches is reached" if error.errno == errno.ENOSPC else ""
-                self.findings.notes.append(f"{physical}: can't be watched for changes: {full or _reason(error)}")
+                self.result.notes.append(f"{physical}: can't be watched for changes: {full or _reason(error)}")
             return None
 
     # Reading.
 
     def _file(self, pattern: Pattern, path: str, directory: str, name: str) -> File | None:
-        """Return what a matched file has now; ``None`` if it went away just now."""
+        """Return a file that was found, read again if it may have changed; ``None`` if it went away meanwhile."""
         before = self._request.before.get(path)
-        dirty = self._request.dirty
+        changed = self._request.changed
         link = False
         try:
             path.encode()
@@ -222,51 +221,52 @@ class _Look:
             link = stat.S_ISLNK(os.lstat(physical).st_mode)
             if link:
                 physical = self._resolve(physical, path)
-            if before and before.digest and dirty is not None and not {path, pattern.text} & dirty:
+            if before and before.digest and changed is not None and not {path, pattern.text} & changed:
                 return before
-            self.findings.reads += 1
-            content, modified = _read(physical, self._request.limits.file_bytes)
+            self.result.reads += 1
+            content = _read(physical, self._request.limits.file_bytes)
         except UnicodeEncodeError:
             return self._bad(before, f"{path!r}: the name is not UTF-8")
         except OSError as error:
+            self.result.may_pass |= error.errno in _MAY_PASS
             if error.errno == errno.ENOENT and not link:
                 return None
             return self._bad(before, f"{path}: {_reason(error)}")
-        digest = hashlib.blake2b(content, digest_size=16).digest()
+        digest = content_digest(content)
         if before and before.digest == digest:
-            self.findings.read_errors += before.error is not None
-            return File(before.groups, digest, before.error, modified)
-        self.findings.decoded += 1
+            self.result.read_errors += before.error is not None
+            return before
+        self.result.decoded += 1
         try:
             groups = self._request.parse(content, path, self._request.limits)
         except ConfigError as error:
-            return self._bad(before, str(error), digest, modified)
-        return File(_keep(before.groups, groups) if before else groups, digest, None, modified)
+            return self._bad(before, str(error), digest)
+        return File(_keep(before.groups, groups) if before else groups, digest)
 
-    def _bad(self, before: File | None, error: str, digest: bytes | None = None, modified: int | None = None) -> File:
-        self.findings.read_errors += 1
-        return File(before.groups if before else (), digest, error, modified)
+    def _bad(self, before: File | None, error: str, digest: str | None = None) -> File:
+        self.result.read_errors += 1
+        return File(before.groups if before else (), digest, error)
 
 
 def _keep(before: tuple[TargetGroup, ...], after: tuple[TargetGroup, ...]) -> tuple[TargetGroup, ...]:
-    """Return ``after`` with the objects of ``before`` where they are equal: others hold those already."""
+    """Return ``after``, with the old object for each group that is unchanged: the store holds that object already."""
     earlier = {group.source: group for group in before}
     kept = tuple([old if (old := earlier.get(new.source)) == new else new for new in after])
     return before if before == kept else kept
 
 
-def _read(path: str, limit: int) -> tuple[bytes, int]:
-    """Return the content of a regular file, at most one byte more than ``limit``, and its modification time.
+def _read(path: str, limit: int) -> bytes:
+    """Return the content of a regular file, at most one byte more than ``limit``.
 
     Raises:
       OSError: it can't be read, or is not a regular file. Opening a FIFO does not wait for a writer.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, f"not a regular file but {_type(status.st_mode)}")
-        return file.read(limit + 1), int(status.st_mtime)
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, f"not a regular file but {_type(mode)}")
+        return file.read(limit + 1)
 
 
 def _type(mode: int) -> str:
