@@ -16,6 +16,8 @@ from trio_sd.errors import ConfigError, FieldError
 from trio_sd.limits import Limits
 from trio_sd.targets import Labels
 
+A_NAME = "; expected letters, digits and _, no digit first"
+
 
 class Role(Enum):
     NODE = "node"
@@ -297,10 +299,22 @@ def test_a_target_group_may_be_empty(text: str) -> None:
         ("labels: [a]", "f.yml:1:9: [0].labels: found a list, expected a mapping of label names to values"),
         ("labels: {a: [b]}", "f.yml:1:13: [0].labels.a: found a list, expected a label value"),
         ("labels: {a: !!binary /w==}", 'f.yml:1:13: [0].labels.a: "\\xff" is not a valid label value'),
-        ("labels: {9a: b}", 'f.yml:1:10: [0].labels.9a: "9a" is not a valid label name'),
-        ("labels: {'': b}", 'f.yml:1:10: [0].labels."": "" is not a valid label name'),
-        ('labels: {"a\\n": b}', 'f.yml:1:10: [0].labels."a\\n": "a\\n" is not a valid label name'),
-        ("labels: {!!binary /w== : b}", 'f.yml:1:10: [0].labels."\\xff": "\\xff" is not a valid label name'),
+        (
+            "labels: {9a: b}",
+            'f.yml:1:10: [0].labels.9a: "9a" is not a valid label name' + A_NAME,
+        ),
+        (
+            "labels: {'': b}",
+            'f.yml:1:10: [0].labels."": "" is not a valid label name' + A_NAME,
+        ),
+        (
+            'labels: {"a\\n": b}',
+            'f.yml:1:10: [0].labels."a\\n": "a\\n" is not a valid label name' + A_NAME,
+        ),
+        (
+            "labels: {!!binary /w== : b}",
+            'f.yml:1:10: [0].labels."\\xff": "\\xff" is not a valid label name' + A_NAME,
+        ),
         (
             "target: [a]",
             ("f.yml:1:1: [0].target: field target not found in a target group; did you mean targets?"),

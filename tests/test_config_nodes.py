@@ -148,11 +148,11 @@ def test_aliases_that_are_refused(text: str, message: str) -> None:
     ("text", "merged"),
     [
         ("{<<: *a, c: 3}", {"c": "3", "x": "1", "y": "1"}),
-        ("{x: 3, <<: *a}", {"x": "3", "y": "1"}),
+        ("{x: 3, <<: *a}", {"x": "1", "y": "1"}),  # as in Go, what comes later wins
         ("{<<: *a, x: 3}", {"x": "3", "y": "1"}),
         ("{<<: [*a, *b]}", {"x": "1", "y": "1", "z": "2"}),
         ("{<<: [*b, *a]}", {"x": "2", "z": "2", "y": "1"}),
-        ("{<<: *b, <<: *a}", {"x": "2", "z": "2", "y": "1"}),
+        ("{<<: *b, <<: *a}", {"x": "1", "z": "2", "y": "1"}),
         ("{'<<': 1}", {"<<": "1"}),
         ("{<<: {}}", {}),
     ],
@@ -160,6 +160,11 @@ def test_aliases_that_are_refused(text: str, message: str) -> None:
 def test_merge_keys(text: str, merged: dict[str, str]) -> None:
     root = parse(f"a: &a {{x: 1, y: 1}}\nb: &b {{x: 2, z: 2}}\nm: {text}\n")
     assert plain(root.get("m")) == merged
+
+
+def test_mappings_under_one_key_are_united_when_merged() -> None:
+    root = parse("a: &a {params: {p: x, q: x}, list: [x]}\nm: {<<: *a, params: {q: y, r: y}, list: [y]}\n")
+    assert plain(root.get("m")) == {"params": {"p": "x", "q": "y", "r": "y"}, "list": ["y"]}
 
 
 @pytest.mark.parametrize("value", ["1", "[1]", "[[]]", "~"])

@@ -29,6 +29,8 @@ from trio_sd.errors import ConfigError, FieldError
 from trio_sd.limits import Limits
 from trio_sd.targets import Labels
 
+A_NAME = "; expected letters, digits and _, no digit first"
+
 REPOSITORY = Path(__file__).parent.parent
 SHARED = REPOSITORY.parent / "shared" / "facts"
 FACTS = SHARED if SHARED.is_dir() else REPOSITORY / "tests" / "data" / "config"
@@ -333,7 +335,7 @@ PATH = "scrape_configs[0]"
         ),
         (
             "global: {metric_name_validation_scheme: legacy, external_labels: {a-b: c}}",
-            f'{AT}1:67: global.external_labels.a-b: "a-b" is not a valid label name',
+            f'{AT}1:67: global.external_labels.a-b: "a-b" is not a valid label name' + A_NAME,
         ),
         ("global: {scrape_protocols: []}", f"{AT}1:28: global.scrape_protocols: scrape_protocols cannot be empty"),
         ("scrape_configs: {a: b}", f"{AT}1:17: scrape_configs: found a mapping, expected a list"),
@@ -476,7 +478,8 @@ def test_no_secret_is_told() -> None:
 
 @pytest.mark.parametrize("key", sorted(DISCOVERY_KEYS - REGISTRY.keys()))
 def test_mechanisms_that_are_not_here_are_told_from_mistakes(key: str) -> None:
-    assert refused(JOB + f"{key}: [{{}}]") == f"{AT}3:5: {PATH}.{key}: {key} is not supported yet"
+    message = f"{AT}3:5: {PATH}.{key}: {key} is not supported yet, expected one of: {', '.join(REGISTRY)}"
+    assert refused(JOB + f"{key}: [{{}}]") == message
 
 
 # Files
@@ -574,10 +577,26 @@ def test_files_that_can_not_be_read_are_named(tmp_path: Path) -> None:
     assert load_refused("a\0b") == 'can\'t read "a\\u0000b": embedded null byte'
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_include_directory_that_can_not_be_read_is_not_an_empty_one(tmp_path: Path) -> None:
+    write(tmp_path, {"p.yml": "scrape_config_files: [sub/*.yml]\n", "sub/a.yml": ""})
+    (tmp_path / "sub").chmod(0)
+    try:
+        assert f'can\'t read "{tmp_path}/sub": Permission denied' in load_refused(tmp_path / "p.yml")
+    finally:
+        (tmp_path / "sub").chmod(0o700)
+
+
+def test_an_include_directory_that_is_a_circle_of_links_is_not_an_empty_one(tmp_path: Path) -> None:
+    write(tmp_path, {"p.yml": "scrape_config_files: [sub/*.yml]\n"})
+    (tmp_path / "sub").symlink_to("sub")
+    assert "Too many levels of symbolic links" in load_refused(tmp_path / "p.yml")
+
+
 def test_an_included_file_that_can_not_be_read_is_named_where_it_is_included(tmp_path: Path) -> None:
     write(tmp_path, {"p.yml": "scrape_config_files:\n- ''\n- s*\n", "sub/a": ""})
     assert load_refused(tmp_path / "p.yml") == (
-        f'{tmp_path}/p.yml:3:3: scrape_config_files[1]: can\'t read "{tmp_path}/sub": Is a directory'
+        f'{tmp_path}/p.yml:3:3: scrape_config_files[1]: can\'t read "{tmp_path}/sub": not a regular file'
     )
 
 

@@ -57,10 +57,8 @@ def decode_labels(node: Node, path: str = "", *, any_name: bool = False) -> Labe
     for key, value in node.entries:
         name = key.text
         if not (LABEL_NAME.fullmatch(name) or (any_name and name and is_utf8(name))):
-            raise key.error(
-                f"{quote(name)} is not a valid label name; expected letters, digits and _, and no digit first",
-                key_path(path, name),
-            )
+            expected = "UTF-8" if any_name else "letters, digits and _, no digit first"
+            raise key.error(f"{quote(name)} is not a valid label name; expected {expected}", key_path(path, name))
         if type(value) is not Scalar:
             raise value.error(f"found {describe(value)}, expected a label value", key_path(path, name))
         if not is_utf8(value.text):

@@ -182,7 +182,8 @@ class _JSONReader:
                 text = self._text(text, f".labels.{name}")
             if name not in self._good_names:
                 if not LABEL_NAME.fullmatch(name):
-                    raise _JSONValueError(f'"{name}" is not a valid label name', ".labels")
+                    expected = "letters, digits and _, no digit first"
+                    raise _JSONValueError(f'"{name}" is not a valid label name; expected {expected}', ".labels")
                 self._good_names.add(name)
             labels[name] = text
         if len(labels) > self._limits.labels:
