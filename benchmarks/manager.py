@@ -129,6 +129,26 @@ async def change_latencies(size: int, rounds: int) -> list[float]:
     return latencies
 
 
+async def snapshot_latencies(size: int, rounds: int) -> list[float]:
+    """Return the seconds that it takes to get a set's groups in order from the snapshot, after one has changed."""
+    feeder = Feeder()
+    latencies = []
+    async with open_manager({"set": [FeederConfig(feeder)]}) as manager:
+        await feeder.feed.send([one_target_group(i) for i in range(size)])
+        await manager.wait_synced()
+        _ = manager.snapshot()["set"]
+        for i in range(rounds):
+            revision = manager.snapshot().revision
+            await feeder.feed.send([one_target_group(i * 7919 % size, port=20000 + i)])
+            while manager.snapshot().revision == revision:
+                await trio.lowlevel.checkpoint()
+            begin = time.perf_counter()
+            groups = manager.snapshot()["set"]
+            latencies.append(time.perf_counter() - begin)
+            assert len(groups) == size
+    return latencies
+
+
 async def heap_per_group(size: int) -> float:
     """Return the bytes of heap that each of ``size`` one-target groups takes, once it is in the store."""
     feeder = Feeder()
@@ -206,9 +226,13 @@ def run(*, quick: bool) -> list[Row]:
     for size in (1_000, 10_000, 100_000):
         latencies = trio.run(change_latencies, size, rounds)
         at[size] = statistics.median(latencies)
-        aim = "under 50 µs" if size == 100_000 else ""
-        rows.append(Row.of_seconds(f"provider → consumer, one of {size:,} groups changed", latencies, aim=aim))
+        rows.append(Row.of_seconds(f"provider → consumer, one of {size:,} groups changed", latencies))
+    over_floor = at[100_000] / statistics.median(floor)
+    aim = "under 3.8 × (50 µs where the floor is 13 µs)"
+    rows.append(Row("cost at 100,000 groups over the floor", f"{over_floor:.2f} ×", aim=aim))
     rows.append(Row("cost at 100,000 groups over cost at 1,000", f"{at[100_000] / at[1_000]:.2f} ×", aim="under 1.5 ×"))
+    reading = trio.run(snapshot_latencies, 100_000, 30)
+    rows.append(Row.of_seconds("reading all of 100,000 groups in order, after one has changed", reading))
     rows.append(Row("heap of a one-target group", f"{trio.run(heap_per_group, 100_000):.0f} B", aim="at most 500 B"))
     repeats = 3 if quick else 7
     bare, managed, reload_ = [], [], []
