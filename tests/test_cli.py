@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import trio
 
 from trio_sd import __version__
 
-from .processes import run_command, running
+from .processes import COMMAND, run_command, running
 
 STATIC = """\
 scrape_configs:
@@ -274,3 +276,37 @@ async def test_the_demo_shows_every_change_and_ends_by_itself() -> None:
     text = output.decode()
     for seen in ("web-3:80", "web-4:80", "db-1:5432", "half written", "every change was seen"):
         assert seen in text
+
+
+def test_output_that_can_not_be_written_is_one_line_and_status_1(tmp_path: Path) -> None:
+    config = write(tmp_path / "p.yml", STATIC)
+    for command in (["check"], ["run", "--output", "jsonl"], ["run", "--output", "table"]):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                [*COMMAND, *command, str(config)],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=30,
+                check=False,
+            )
+        assert done.returncode == 1, command
+        assert "can't write the output" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_closed_stdout_is_told(tmp_path: Path) -> None:
+    config = write(tmp_path / "p.yml", STATIC)
+    script = f"exec {shlex.join(COMMAND)} run {shlex.quote(str(config))} >&-"
+    done = subprocess.run(["sh", "-c", script], stderr=subprocess.PIPE, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert "stdout is closed" in done.stderr
+
+
+async def test_a_bad_file_is_logged_once_and_again_when_it_is_mended(tmp_path: Path) -> None:
+    bad = write(tmp_path / "targets" / "x.json", "[")
+    async with running("run", write(tmp_path / "p.yml", FILES)) as process:
+        assert "x.json:1:2" in await process.logged("level=WARNING")
+        write_targets(bad, "w:1")
+        assert "x.json:1:2" in await process.logged("no longer")
+        assert addresses(await process.update_with("web")) == ["w:1"]

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -180,3 +181,69 @@ async def test_watch_requests_a_reload_for_a_change_and_not_for_what_was_loaded(
             path.write_text(text("d"))
             await wait_for("d", present=True)
         nursery.cancel_scope.cancel()
+
+
+# Real files.
+
+
+async def test_reload_contract_a_changed_configuration_keeps_what_a_bad_file_had(tmp_path: Path) -> None:
+    config, good, bad = tmp_path / "prometheus.yml", tmp_path / "good.json", tmp_path / "bad.json"
+    good.write_text('[{"targets": ["good:1"]}]')
+    bad.write_text('[{"targets": ["bad:1"]}]')
+    text = "scrape_configs: [{job_name: j, file_sd_configs: [{files: ['*.json'], refresh_interval: %s}]}]\n"
+    config.write_text(text % "5m")
+    async with open_manager() as manager:
+        reloader = Reloader(config, scrape=manager)
+        with trio.fail_after(20):
+            await reloader.reload()
+            await manager.wait_synced()
+            assert manager.snapshot().target_count("j") == 2
+            bad.write_bytes(b"")
+            config.write_text(text % "6m")
+            await reloader.reload()
+            await manager.wait_synced()
+        assert [group.targets[0]["__address__"] for group in manager.snapshot()["j"]] == ["bad:1", "good:1"]
+        assert manager.statistics().providers[0].state == "failing"
+
+
+async def test_reload_contract_nothing_of_file_discovery_outlives_a_reload(tmp_path: Path) -> None:
+    def open_files() -> list[str]:
+        kinds = []
+        for fd in os.listdir("/proc/self/fd"):
+            with suppress(FileNotFoundError):  # the descriptor of this very listing
+                kinds.append(os.readlink(f"/proc/self/fd/{fd}").partition(":[")[0])
+        return sorted(kinds)
+
+    for number in range(20):
+        (tmp_path / f"{number}.json").write_text('[{"targets": ["a:1"]}]')
+    jobs = [f"- {{job_name: j{n}, file_sd_configs: [{{files: ['{n}.json']}}]}}\n" for n in range(20)]
+    config = tmp_path / "prometheus.yml"
+    config.write_text("scrape_configs:\n" + "".join(jobs))
+    before = open_files()
+    async with open_manager() as manager:
+        reloader = Reloader(config, scrape=manager)
+        with trio.fail_after(30):
+            for _ in range(5):
+                await reloader.reload()
+                await manager.wait_synced()
+            assert manager.statistics().resources["('inotify',)"] == 20
+            config.write_text("scrape_configs: []\n")
+            await reloader.reload()
+        assert manager.statistics().resources == {}
+        assert open_files() == before
+
+
+async def test_a_thousand_file_jobs_of_ten_targets_yield_all_ten_thousand(tmp_path: Path) -> None:
+    targets = ", ".join(f'"h{n}:1"' for n in range(10))
+    for number in range(1000):
+        (tmp_path / f"{number}.json").write_text(f'[{{"targets": [{targets}]}}]')
+    jobs = [f"- {{job_name: j{n}, file_sd_configs: [{{files: ['{n}.json']}}]}}\n" for n in range(1000)]
+    config = tmp_path / "prometheus.yml"
+    config.write_text("scrape_configs:\n" + "".join(jobs))
+    async with open_manager() as manager:
+        with trio.fail_after(60):
+            await Reloader(config, scrape=manager).reload()
+            await manager.wait_synced()
+        statistics = manager.statistics()
+        assert sum(one.targets for one in statistics.sets) == 10_000
+        assert not any(provider.details.notes for provider in statistics.providers)

@@ -170,7 +170,11 @@ def run(config: str, output: str | None, watch_config: bool) -> None:
       trio-sd run prometheus.yml --output jsonl | jq -c '.sets | keys'
       trio-sd run prometheus.yml --output none --watch-config
     """
-    trio.run(partial(_run, config, output=output or _table_or("jsonl"), watch=watch_config))
+    output = output or _table_or("jsonl")
+    if output != "none" and sys.stdout is None:
+        # Its descriptor may be somebody else's by now.
+        raise click.UsageError("stdout is closed, so there is nowhere to write to; use --output none")
+    trio.run(partial(_run, config, output=output, watch=watch_config))
 
 
 async def _run(path: str, *, output: str, watch: bool) -> None:

@@ -379,7 +379,8 @@ async def open_manager(
       name: tells managers apart in logs and outputs.
       throttle: the pace of subscribers that do not name their own.
       limits: bounds on what discoverers read.
-      warm_up: seconds for which what left a set by a reload is shown at the most, while those who joined it start.
+      warm_up: how many seconds a configuration that left a set by a reload stays visible in it at most, while those
+        that joined the set start.
       grace: seconds that a provider has to stop, before a reload goes on without it.
       backoff: the pauses before a discoverer that failed is run again.
       rng: draws their jitter; a generator of its own if ``None``.
