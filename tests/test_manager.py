@@ -24,7 +24,7 @@ from trio_sd.provider import Backoff, Provider
 from trio_sd.store import Snapshot, Update
 from trio_sd.subscription import Subscription, Throttle
 from trio_sd.targets import TargetGroup
-from trio_sd.testing import FakeConfig, FakeDiscoverer, group
+from trio_sd.testing import CancelAfter, FakeConfig, FakeDiscoverer, group
 
 AT_ONCE = Throttle(0, 0)
 Updates = trio.MemorySendChannel[Sequence[TargetGroup]]
@@ -1249,21 +1249,6 @@ async def test_a_fatal_discoverer_comes_out_alone_though_the_block_had_tasks_of_
 # --- cancellation everywhere ---
 
 
-class CancelAfter(trio.abc.Instrument):
-    """Cancels a scope once the task that made this has taken a number of steps."""
-
-    def __init__(self, steps: int, scope: trio.CancelScope) -> None:
-        self._left = steps
-        self._scope = scope
-        self._task = trio.lowlevel.current_task()
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        if task is self._task:
-            self._left -= 1
-            if self._left == 0:
-                self._scope.cancel()
-
-
 async def cancelled_at_every_step(call: Callable[[], Awaitable[None]], check: Callable[[bool], None]) -> int:
     """Run ``call`` again and again, cancelled one step later each time, until it is done before; return how often."""
     steps = 0
@@ -1271,13 +1256,8 @@ async def cancelled_at_every_step(call: Callable[[], Awaitable[None]], check: Ca
     while not done:
         steps += 1
         before = tasks_living()
-        with trio.fail_after(1000), trio.CancelScope() as scope:
-            instrument = CancelAfter(steps, scope)
-            trio.lowlevel.add_instrument(instrument)
-            try:
-                await call()
-            finally:
-                trio.lowlevel.remove_instrument(instrument)
+        with trio.fail_after(1000), trio.CancelScope() as scope, CancelAfter(steps, scope):
+            await call()
         done = not scope.cancelled_caught
         await trio.sleep(10)
         await wait_all_tasks_blocked()
@@ -1326,12 +1306,8 @@ async def test_apply_cancelled_at_every_step_leaves_the_old_or_the_new(restart: 
             with trio.fail_after(1000), trio.CancelScope() as scope:
                 if steps == 0:
                     scope.cancel()
-                instrument = CancelAfter(steps, scope)
-                trio.lowlevel.add_instrument(instrument)
-                try:
+                with CancelAfter(steps, scope):
                     await manager.apply_config(new, restart=restart)
-                finally:
-                    trio.lowlevel.remove_instrument(instrument)
             done = not scope.cancelled_caught
             with trio.fail_after(100):
                 await manager.wait_synced()

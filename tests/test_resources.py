@@ -10,6 +10,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_sd.resources import Resources
+from trio_sd.testing import CancelAfter
 
 
 class Thing:
@@ -325,21 +326,6 @@ async def test_errors_mixed_with_cancellation_at_the_end_of_all_stay_inside(auto
 # --- cancellation everywhere ---
 
 
-class CancelAfter(trio.abc.Instrument):
-    """Cancels a scope once the task that made this has taken a number of steps."""
-
-    def __init__(self, steps: int, scope: trio.CancelScope) -> None:
-        self._left = steps
-        self._scope = scope
-        self._task = trio.lowlevel.current_task()
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        if task is self._task:
-            self._left -= 1
-            if self._left == 0:
-                self._scope.cancel()
-
-
 Opener = Callable[[], AbstractAsyncContextManager[int]]
 
 
@@ -364,14 +350,9 @@ async def test_cancelled_at_any_step_nothing_is_left(
                 if others:
                     nursery.start_soon(other)
                     await trio.sleep(0.5)
-                with trio.fail_after(1000), trio.CancelScope() as scope:
-                    instrument = CancelAfter(steps, scope)
-                    trio.lowlevel.add_instrument(instrument)
-                    try:
-                        async with shared.use("k", thing.open):
-                            await trio.lowlevel.checkpoint()
-                    finally:
-                        trio.lowlevel.remove_instrument(instrument)
+                with trio.fail_after(1000), trio.CancelScope() as scope, CancelAfter(steps, scope):
+                    async with shared.use("k", thing.open):
+                        await trio.lowlevel.checkpoint()
                 completed = not scope.cancel_called
                 if others:
                     await trio.sleep(2)

@@ -11,6 +11,7 @@ Alertmanager keeps its ``__meta_`` labels.
 from __future__ import annotations
 
 import posixpath
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -115,7 +116,7 @@ class _UnusableError(Exception):
     """The target can't be used; the argument says why."""
 
 
-class _Labeler:
+class _Labeler(ABC):
     """What both kinds of targets have in common."""
 
     __slots__ = ("_relabeler",)
@@ -140,9 +141,9 @@ class _Labeler:
         except _UnusableError as error:
             return Outcome(None, str(error))
 
+    @abstractmethod
     def _finished(self, labels: dict[str, str]) -> dict[str, str]:
         """Check ``labels`` and turn them into the final ones."""
-        raise NotImplementedError
 
 
 class TargetLabeler(_Labeler):
