@@ -9,10 +9,10 @@ from types import MappingProxyType
 
 import trio
 
-from . import manager, relabel
+from . import files, manager, relabel
 from .report import table
 
-BENCHMARKS = MappingProxyType({"manager": manager.run, "relabel": relabel.run})
+BENCHMARKS = MappingProxyType({"manager": manager.run, "files": files.run, "relabel": relabel.run})
 
 
 def main() -> None:

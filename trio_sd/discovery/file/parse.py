@@ -53,17 +53,20 @@ def parse(content: bytes, path: str, limits: Limits) -> tuple[TargetGroup, ...]:
 
 
 class _GroupMaker:
-    """Makes the groups of one file. Groups without labels of their own share one label set."""
+    """Makes the groups of one file; groups with equal labels share one label set."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._bare = Labels({FILEPATH_LABEL: path})
+        self._labels: dict[tuple[tuple[str, str], ...], Labels] = {}
 
     def make(self, index: int, targets: tuple[Labels, ...], labels: dict[str, str]) -> TargetGroup:
-        if labels:
+        key = tuple(labels.items())
+        shared = self._labels.get(key)
+        if shared is None:
             labels.pop(ADDRESS_LABEL, None)  # every target has an address of its own, which wins
             labels[FILEPATH_LABEL] = self._path
-        return TargetGroup(f"{self._path}:{index}", targets, Labels(labels) if labels else self._bare)
+            shared = self._labels[key] = Labels(labels)
+        return TargetGroup(f"{self._path}:{index}", targets, shared)
 
 
 def _decode_yaml(content: bytes, path: str, limits: Limits) -> list[TargetGroup]:
