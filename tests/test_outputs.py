@@ -217,6 +217,19 @@ def test_a_held_terminal_keeps_no_signal_from_working(tmp_path: Path) -> None:
         os.close(controller)
 
 
+def test_a_terminal_that_is_closed_ends_the_command(tmp_path: Path) -> None:
+    process, controller = on_a_terminal(static(tmp_path))
+    try:
+        read_until(controller, b"a:1")
+    finally:
+        os.close(controller)
+    try:
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_a_log_that_goes_to_a_file_goes_there(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("wb") as file:

@@ -12,6 +12,10 @@ the sync call that made the change: from then on there is nothing to take until 
 consumer that comes back after a long time receives what is true at that moment, not what was when it was last away.
 Reading the store again is cheap, since the work of an update is done when its changes are first looked at.
 
+"At once" rests on something that Trio does and does not promise: ``CancelScope.cancel()`` takes a task that is blocked
+in ``send()`` out of the channel before it returns. The test ``…withdraws_the_offer_under_way_in_the_same_tick`` tells
+if that ever changes; then a consumer could take a state that is one scheduler tick old, and would get the newest next.
+
 Rejected: sending a marker and letting the consumer fetch the state (two calls for the user, and the channel could not
 be a plain ``trio.MemoryReceiveChannel``); a capacity of one (it would hold a state of the past).
 """
@@ -147,6 +151,7 @@ class Subscription:
         update = self._reader.read()
         with trio.CancelScope() as self._offering:
             await self._offer.send(update)
+            # Taken. A notify() from now on finds nothing to withdraw; there is no checkpoint before the next read.
             self._offering = None
             self._reader.given(update)
             self._delivered += 1

@@ -171,14 +171,17 @@ class Screen:
         total = sum(one_set.targets for one in statistics for one_set in one.sets)
         above = [self._headline(statistics, total), *self._notices()]
         room = height - len(above) - 5  # two headings, two empty lines, one for the cursor
+        lower: list[RenderableType]
         providers = providers_table(statistics, now, rows=max(3, room // 3))
         left = max(3, room - providers.row_count)
         if total <= left:
             marked = frozenset(key for key, since in self._changed.items() if now - since < _FRESH)
-            lower = targets_table([manager.snapshot() for manager in self._managers], marked)
+            lower = [targets_table([manager.snapshot() for manager in self._managers], marked)]
         else:
-            lower = events_table([*self._events][-left:][::-1], now, hidden=total)
-        return Group(*above, "", providers, "", lower)
+            hint = f"{total:,} targets are too many to list here; trio-sd check lists them"
+            table = events_table([*self._events][1 - left :][::-1], now)
+            lower = [table, Text(hint, style="dim", no_wrap=True, overflow="ellipsis")]
+        return Group(*above, "", providers, "", *lower)
 
     def _headline(self, statistics: Sequence[ManagerStatistics], targets: int) -> Text:
         reloads = self._reloads()

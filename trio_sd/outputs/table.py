@@ -134,17 +134,9 @@ def _targets(snapshot: Snapshot) -> Iterator[tuple[str, Mapping[str, str], Targe
                 yield set_name, target, group
 
 
-def events_table(events: Sequence[Event], now: float, hidden: int) -> Table:
-    """Return a table of what changed, in the order given.
-
-    Args:
-      events: what changed.
-      now: the time on Trio's clock, for ages.
-      hidden: how many targets there was no room to list.
-    """
+def events_table(events: Sequence[Event], now: float) -> Table:
+    """Return a table of what changed, in the order given; ``now`` is the time on Trio's clock, for ages."""
     table = _table("", "SET", "LATEST CHANGES", "SOURCE", "AGE")
-    table.caption = f"{hidden:,} targets are too many to list here; trio-sd check lists them"
-    table.caption_justify = "left"
     for event in events:
         style = "green" if event.sign == "+" else "red"
         row = [event.set_name, event.text, event.source, f"{_age(now - event.time)} ago"]
