@@ -123,9 +123,9 @@ async def _check(path: str, jobs: tuple[str, ...], patience: float, format_: str
         statistics = manager.statistics()
         snapshot = manager.snapshot()
     for provider in statistics.providers:
-        trouble = [*provider.details.errors, *provider.details.notes]
-        if provider.name in silent:
-            trouble = trouble or [provider.last_error or "nothing heard of it"]
+        if provider.name in silent:  # what the others have to tell, they have logged themselves
+            told = [*provider.details.errors, *provider.details.notes]
+            trouble = told or [provider.last_error or "nothing heard of it"]
             logger.error(
                 "provider %s of %s had not reported after %g s: %s",
                 provider.name,
@@ -133,9 +133,6 @@ async def _check(path: str, jobs: tuple[str, ...], patience: float, format_: str
                 patience,
                 "; ".join(trouble),
             )
-        else:
-            for text in trouble:
-                logger.warning("provider %s of %s: %s", provider.name, ", ".join(provider.sets), text)
     jobs_checked = checked_targets(config, snapshot)
     if format_ == "json":
         click.echo(check_document(jobs_checked))

@@ -14,7 +14,7 @@ a copy.)
 
 *Change.* Each revision appends one node, the keys that it touched, to a singly linked list of which the store knows
 only the end. Every :class:`Reader` holds the node up to which it has read; what all have read is garbage by itself.
-So a change costs the same with one reader or a thousand, and there is no log to trim.
+So noting a change costs the same with one reader or a thousand, and there is no log to trim.
 
 *Reload.* Applying a configuration does not touch groups. A provider that stays keeps its groups until the first
 report of its new run replaces them. One that has left a set is *leaving* it: it is shown until every provider that
