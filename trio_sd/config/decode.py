@@ -7,6 +7,7 @@ Every error carries the place in the text and the path in the document.
 field type                              accepts
 ======================================  ==============================================================================
 ``str``                                 a scalar, of which the raw text is kept: ``010`` and ``no`` stay what they are
+``Secret``                              a scalar likewise; no error shows what it is
 ``bool``, ``int``, ``float``            a scalar without quotes that YAML 1.1 takes for one
 ``Duration``                            a duration such as ``1m30s``
 ``Literal[...]`` of strings, an Enum    one of the texts, or of the Enum's values
@@ -39,6 +40,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar, Union, cast
 from ..durations import Duration
 from ..errors import ConfigError, FieldError
 from ..messages import is_utf8, item_path, key_path, printable, quote, unknown_key
+from ..secrets import Secret
 from ..targets import Labels
 from .frozen import FrozenMapping
 from .nodes import MappingNode, Node, Scalar, SequenceNode, describe, is_null
@@ -98,8 +100,10 @@ def decode(
     return cast("T", _decoder(cast("Hashable", cls))(node, path))
 
 
-def _mismatch(node: Node, path: str, expected: str) -> ConfigError:
-    return node.error(f"found {describe(node)}, expected {expected}", path)
+def _mismatch(node: Node, path: str, expected: str, *, secret: bool = False) -> ConfigError:
+    """Return the error that ``node`` is not what is ``expected``; a text that may be ``secret`` is not shown."""
+    found = "a string" if secret and type(node) is Scalar and not is_null(node) else describe(node)
+    return node.error(f"found {found}, expected {expected}", path)
 
 
 def _is_record(of: object) -> bool:
@@ -156,6 +160,12 @@ def _string(node: Node, path: str) -> str:
     if not is_utf8(node.text):
         raise node.error(f"{quote(node.text)} is not valid UTF-8", path)
     return "" if is_null(node) else node.text
+
+
+def _secret(node: Node, path: str) -> Secret:
+    if type(node) is Scalar and not is_utf8(node.text):
+        raise node.error("what is found here is not valid UTF-8", path)
+    return Secret(_string(node, path))
 
 
 def _boolean(node: Node, path: str) -> bool:
@@ -232,7 +242,7 @@ def _list(decoder: _Decoder, node: Node, path: str) -> tuple[object, ...]:
     if is_null(node):
         return ()
     if type(node) is not SequenceNode:
-        raise _mismatch(node, path, "a list")
+        raise _mismatch(node, path, "a list", secret=decoder is _secret)
     return tuple(decoder(item, item_path(path, index)) for index, item in enumerate(node.items))
 
 
@@ -253,9 +263,7 @@ def _items(decoder: _Decoder, node: Node, path: str) -> dict[str, Any]:  # as wh
 
 
 def _mapping_expected(node: Node, path: str) -> ConfigError:
-    # The text is not shown: a secret is easily written where the mapping that holds it belongs.
-    found = "a string" if type(node) is Scalar and not is_null(node) else describe(node)
-    return node.error(f"found {found}, expected a mapping", path)
+    return _mismatch(node, path, "a mapping", secret=True)  # easily written where the mapping that holds it belongs
 
 
 def _by_itself(cls: _Class, node: Node, path: str) -> object:
@@ -268,6 +276,7 @@ def _by_itself(cls: _Class, node: Node, path: str) -> object:
 _SIMPLE: Final[Mapping[object, _Decoder]] = types.MappingProxyType(
     {
         str: _string,
+        Secret: _secret,
         bool: _boolean,
         int: _integer,
         float: _float,
@@ -287,6 +296,7 @@ class _Field:
     decoder: _Decoder
     required: bool
     null_is_empty: bool
+    secret: bool
 
 
 def _fields(cls: _Class) -> Mapping[str, _Field]:
@@ -304,10 +314,15 @@ def _field_table(cls: Hashable) -> Mapping[str, _Field]:
             decoder=_decoder(hints[field.name]),
             required=_is_required(field),
             null_is_empty=_is_required(field) or field.metadata.get("null") == "empty",
+            secret=_is_secret(hints[field.name]),
         )
         for field in dataclasses.fields(cls)
         if field.init
     }
+
+
+def _is_secret(of: object) -> bool:
+    return of is Secret or any(_is_secret(part) for part in typing.get_args(of))
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:  # Any: of whatever type the field is
@@ -329,14 +344,24 @@ def _record(
         field = fields.get(key.text)
         if field is None:
             if key.text not in elsewhere:
-                known = {*fields, *elsewhere}
-                raise key.error(unknown_key(key.text, known, "this section"), key_path(path, key.text))
+                raise _unknown_key(key, value, path, fields, elsewhere)
         elif field.null_is_empty or not is_null(value):
             values[field.name] = field.decoder(value, key_path(path, key.text))
     for name, field in fields.items():
         if field.required and field.name not in values:
             raise node.error(f"field {name} is missing", path)
     return _validated(cls, values, node, path, check)
+
+
+def _unknown_key(
+    key: Scalar, value: Node, path: str, fields: Mapping[str, _Field], elsewhere: Collection[str]
+) -> ConfigError:
+    known = {*fields, *elsewhere}
+    if is_null(value) and any(field.secret for field in fields.values()):
+        # `{password:hunter2}`, without a space after the colon, is one long key that has no value.
+        message = "found a key without a value that is not known here, not shown because it may hold a secret"
+        return key.error(f"{message}; expected one of: {', '.join(sorted(known))}", path)
+    return key.error(unknown_key(key.text, known, "this section"), key_path(path, key.text))
 
 
 def _validated(
