@@ -24,7 +24,8 @@ from trio_sd.config import (
     parse_config,
     parse_yaml,
 )
-from trio_sd.discoverer import Discoverer, DiscovererConfig, DiscovererOptions
+from trio_sd.discoverer import Discoverer, DiscovererConfig, DiscovererOptions, Registry
+from trio_sd.discovery import default_registry
 from trio_sd.errors import ConfigError, FieldError
 from trio_sd.limits import Limits
 from trio_sd.targets import Labels
@@ -629,6 +630,23 @@ RUN = {
 }
 RUN_AS_ONE_GROUP = {"static_config.bad.yml"}
 
+RUN_FOR_REAL = {
+    "serverset-no-servers",
+    "serverset-no-paths",
+    "serverset-relative-path",
+    "serverset-ok",
+    "serverset-ok-timeout",
+    "serverset-bad-timeout",
+    "serverset-unknown-field",
+    "nerve-no-servers",
+    "nerve-empty-servers",
+    "nerve-no-paths",
+    "nerve-relative-path",
+    "nerve-empty-path",
+    "nerve-ok",
+}
+"""Cases of mechanisms that are not replaced here: they run with the registry of the package."""
+
 RUN_FROM_TEXT = {
     "scrape_interval.bad.yml": JOB + "scrape_interval: 5s\n    scrape_timeout: 6s",
     "labelname.bad.yml": 'global: {external_labels: {!!binary "/w==": value}}',
@@ -650,6 +668,7 @@ RUN_FROM_TEXT = {
 
 OWN_WORDS = {
     "section_key_dup.bad.yml": "field scrape_configs already set",
+    "serverset-unknown-field": "field path not found in this section; did you mean paths?",
     "scrape_body_size_limit.bad.yml": 'found "100", expected a size with its unit',
     "scrape_config_files_scrape_protocols.bad.yml": 'found "prometheusproto", expected one of: OpenMetricsText0.0.1, '
     "OpenMetricsText1.0.0, PrometheusProto, PrometheusText0.0.4, PrometheusText1.0.0",
@@ -701,19 +720,6 @@ NOT_BUILT = {
     "ionos_datacenter.bad.yml",
     "ovhcloud_no_secret.bad.yml",
     "stackit_endpoint.bad.yml",
-    "serverset-no-servers",
-    "serverset-no-paths",
-    "serverset-relative-path",
-    "serverset-ok",
-    "serverset-ok-timeout",
-    "serverset-bad-timeout",
-    "serverset-unknown-field",
-    "nerve-no-servers",
-    "nerve-empty-servers",
-    "nerve-no-paths",
-    "nerve-relative-path",
-    "nerve-empty-path",
-    "nerve-ok",
     "dns-no-names",
     "dns-port-missing-MX",
     "dns-port-missing-NS",
@@ -759,27 +765,37 @@ CASES = {case["id"]: case for case in facts("config_errors.json") + facts("confi
 GOOD = {case["id"]: case for case in facts("config_good.json")}
 
 
-def load_case(case: Any) -> Config:  # Any: JSON
+def load_case(case: Any, registry: Registry = REGISTRY) -> Config:  # Any: JSON
     if "file" in case:
-        return load(FACTS / case["file"])
-    return parse(json.dumps({"scrape_configs": [case["scrape_config"]]}))
+        return load_config(FACTS / case["file"], registry=registry)
+    text = json.dumps({"scrape_configs": [case["scrape_config"]]})
+    return parse_config(text.encode(), file="dir/p.yml", registry=registry)
 
 
 def test_every_case_is_in_exactly_one_list() -> None:
-    lists = [RUN, RUN_AS_ONE_GROUP, RUN_FROM_TEXT, NOT_BUILT, *LEFT_OUT.values()]
+    lists = [RUN, RUN_AS_ONE_GROUP, RUN_FOR_REAL, RUN_FROM_TEXT, NOT_BUILT, *LEFT_OUT.values()]
     names = sorted(name for names in lists for name in names)
     assert names == sorted(CASES)
 
 
 @pytest.mark.parametrize("name", sorted(RUN))
 def test_cases_are_refused_for_the_same_reason(name: str) -> None:
+    check_case(name, REGISTRY)
+
+
+@pytest.mark.parametrize("name", sorted(RUN_FOR_REAL))
+def test_cases_of_this_package_are_refused_for_the_same_reason(name: str) -> None:
+    check_case(name, default_registry())
+
+
+def check_case(name: str, registry: Registry) -> None:
     case = CASES[name]
     if case["error_contains"] is None:
-        assert load_case(case).scrape
+        assert load_case(case, registry).scrape
         return
     with pytest.raises(ConfigError) as caught:
-        load_case(case)
-    assert case["error_contains"] in str(caught.value)
+        load_case(case, registry)
+    assert OWN_WORDS.get(name, case["error_contains"]) in str(caught.value)
     assert caught.value.position is not None
 
 

@@ -23,6 +23,8 @@ FLOORS = {
     "errors": 0,
     "limits": 0,
     "durations": 0,
+    "secrets": 0,
+    "tls": 0,
     "targets": 0,
     "regexes": 0,
     "relabel": 0,
@@ -53,6 +55,11 @@ NEIGHBOURS = {
     ("relabel", "errors"),
     ("relabel", "regexes"),
     ("relabel", "targets"),
+    ("secrets", "messages"),
+    ("secrets", "errors"),
+    ("tls", "messages"),
+    ("tls", "errors"),
+    ("tls", "secrets"),
     ("target_labels", "messages"),
     ("target_labels", "durations"),
     ("target_labels", "targets"),
@@ -152,6 +159,9 @@ def test_imports_point_down(module: str) -> None:
         ("trio_sd.discovery.file", "trio_sd.discoverer", True),
         ("trio_sd.discovery.file", "trio_sd.manager", False),
         ("trio_sd.discovery.file", "trio_sd.store", False),
+        ("trio_sd.discovery.zookeeper.ensemble", "trio_sd.tls", True),
+        ("trio_sd.tls", "trio_sd.secrets", True),
+        ("trio_sd.secrets", "trio_sd.tls", False),
         ("trio_sd.reload", "trio_sd.outputs.console", False),
         ("trio_sd.outputs.console", "trio_sd.cli", False),
         ("trio_sd.__main__", "trio_sd.cli", True),
@@ -216,9 +226,17 @@ def test_public_modules_say_what_is_public_and_document_it(module: str) -> None:
 
 @pytest.mark.parametrize("module", ["trio_sd", "trio_sd.manager", "trio_sd.testing"])
 def test_importing_the_engine_does_not_import_what_it_does_not_need(module: str) -> None:
-    code = f"import sys, {module}; print([name for name in ('rich', 'click', 'yaml', 're2') if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert imported_by(f"import {module}", "rich", "click", "yaml", "re2", "kazoo") == "[]"
+
+
+def test_knowing_a_mechanism_does_not_import_what_only_its_discoverer_needs() -> None:
+    assert imported_by("from trio_sd.discovery import default_registry; default_registry()", "kazoo") == "[]"
+
+
+def imported_by(statement: str, *names: str) -> str:
+    """Return which of ``names`` a fresh interpreter has imported after ``statement``, as it prints that list."""
+    code = f"import sys; {statement}; print([name for name in {names} if name in sys.modules])"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def test_names_that_are_imported_late_are_all_there() -> None:

@@ -24,8 +24,16 @@ def default_registry() -> Registry:
     """Return the mechanisms of this package by their keys; an immutable mapping, made anew for each caller."""
     from .file import FileSDConfig
     from .static import StaticConfig
+    from .zookeeper import NerveSDConfig, ServersetSDConfig
 
-    return MappingProxyType({"static_configs": StaticConfig, "file_sd_configs": FileSDConfig})
+    return MappingProxyType(
+        {
+            "static_configs": StaticConfig,
+            "file_sd_configs": FileSDConfig,
+            "nerve_sd_configs": NerveSDConfig,
+            "serverset_sd_configs": ServersetSDConfig,
+        }
+    )
 
 
 def load_config(

@@ -1,0 +1,574 @@
+"""ZooKeeper discovery against real servers: what consumers see is what is in ZooKeeper, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from trio_sd.discoverer import DiscovererOptions, DiscovererStatistics
+from trio_sd.discovery.zookeeper import NerveSDConfig
+from trio_sd.discovery.zookeeper.ensemble import DigestAuth, Ensemble
+from trio_sd.discovery.zookeeper.protocol import remove_watches
+from trio_sd.discovery.zookeeper.session import open_session
+from trio_sd.durations import Duration
+from trio_sd.errors import DiscoveryError
+from trio_sd.manager import Manager, open_manager
+from trio_sd.resources import Resources
+from trio_sd.secrets import Secret
+from trio_sd.store import Update
+from trio_sd.subscription import Throttle
+from trio_sd.targets import ADDRESS_LABEL, TargetGroup
+from trio_sd.testing import check_discoverer
+from trio_sd.tls import TLSConfig
+
+from .tcp_proxy import UNKNOWN_BEFORE_3_6, Proxy, open_proxy
+from .zookeeper import (
+    Certificates,
+    Tree,
+    ZooKeeperServer,
+    needs_zookeeper,
+    open_tree,
+    running_ensemble,
+    running_zookeeper,
+)
+
+pytestmark = needs_zookeeper
+
+PATIENCE = 20.0
+SOON = 1.0  # what may pass between the return of a connection and the truth
+JOB = "job"
+
+
+def member(host: str, port: int = 1) -> bytes:
+    """Return the data of a member at ``host:1``."""
+    return json.dumps({"host": host, "port": port, "name": host}).encode()
+
+
+def config(hosts: str, *paths: str, **options: Any) -> NerveSDConfig:
+    return NerveSDConfig(servers=(hosts,), paths=paths, **options)
+
+
+async def recursive_watches(server: ZooKeeperServer) -> int:
+    """Return how many watches there are; mntr would count each of these twice."""
+    return int((await server.four_letter("wchs")).rpartition("Total watches:")[2])
+
+
+class View:
+    """What a consumer sees: address by source, and the updates that led there."""
+
+    def __init__(self, manager: Manager, updates: trio.MemoryReceiveChannel[Update]) -> None:
+        self.manager = manager
+        self._updates = updates
+        self.addresses: dict[str, str] = {}
+        self.sizes: list[int] = []
+        """How many targets there were after each update since the first that was complete."""
+        self.received = 0
+
+    async def next(self) -> None:
+        """Take the next update."""
+        update = await self._updates.receive()
+        self.received += 1
+        for changes in update.changes.values():
+            for group in changes.updated:
+                self.addresses[group.source] = group.targets[0][ADDRESS_LABEL]
+            for source in changes.removed:
+                del self.addresses[source]
+        assert self.addresses.keys() == {group.source for group in update.snapshot[JOB]}
+        self.sizes.append(len(self.addresses))
+
+    async def until(self, expected: Mapping[str, str], patience: float = PATIENCE) -> None:
+        """Take updates until exactly the ``expected`` targets are seen."""
+        with trio.move_on_after(patience) as scope:
+            while self.addresses != expected:
+                await self.next()
+        assert not scope.cancelled_caught, f"after {patience} s: {self.addresses}, expected {expected}"
+        if len(self.sizes) == self.received:
+            self.sizes = self.sizes[-1:]
+
+    def details(self) -> DiscovererStatistics:
+        """Return what the discoverer tells of itself."""
+        [provider] = self.manager.statistics().providers
+        return provider.details
+
+    async def until_details(self, *, errors: str = "", notes: str = "", **counters: int) -> DiscovererStatistics:
+        """Wait until the discoverer tells these texts and figures; nothing says when, so look from time to time."""
+        with trio.move_on_after(PATIENCE):
+            while True:
+                details = self.details()
+                if (
+                    errors in " ".join(details.errors)
+                    and bool(errors) == bool(details.errors)
+                    and notes in " ".join(details.notes)
+                    and counters.items() <= details.counters.items()
+                ):
+                    return details
+                await trio.sleep(0.02)
+        raise AssertionError(f"{self.details()}, expected {errors=} {notes=} {counters=}")
+
+
+@asynccontextmanager
+async def following(*configs: NerveSDConfig) -> AsyncIterator[View]:
+    """Follow what ``configs`` find, in one job."""
+    with trio.fail_after(2 * PATIENCE):
+        async with (
+            open_manager({JOB: configs}, throttle=Throttle(0, 0)) as manager,
+            manager.subscribe() as updates,
+        ):
+            yield View(manager, updates)
+
+
+@pytest.fixture(params=["recursive watches", "one-shot watches"])
+async def proxy(request: pytest.FixtureRequest, shared_zookeeper: ZooKeeperServer) -> AsyncIterator[Proxy]:
+    """A way to the server that can be cut; in one case the server knows nothing of ZooKeeper 3.6."""
+    async with open_proxy(shared_zookeeper.port) as proxy:
+        if request.param == "one-shot watches":
+            proxy.unknown = UNKNOWN_BEFORE_3_6
+        yield proxy
+
+
+@pytest.fixture
+async def tree(shared_zookeeper: ZooKeeperServer) -> AsyncIterator[Tree]:
+    async with open_tree(shared_zookeeper.hosts) as tree:
+        yield tree
+
+
+async def test_every_change_is_seen(proxy: Proxy, tree: Tree, zookeeper_root: str) -> None:
+    root = zookeeper_root
+    await tree.create(root)
+    await tree.create(f"{root}/m1", member("h1"))
+    async with following(config(proxy.hosts, root)) as view:
+        await view.until({f"{root}/m1": "h1:1"})
+        await tree.create(f"{root}/m2", member("h2"), ephemeral=True)
+        await view.until({f"{root}/m1": "h1:1", f"{root}/m2": "h2:1"})
+        await tree.set(f"{root}/m2", member("h3"))
+        await view.until({f"{root}/m1": "h1:1", f"{root}/m2": "h3:1"})
+        await tree.set(f"{root}/m2", member("h4"))  # a one-shot watch was set again
+        await view.until({f"{root}/m1": "h1:1", f"{root}/m2": "h4:1"})
+        await tree.create(f"{root}/m1/sub/deep", member("h5"))
+        await view.until({f"{root}/m1": "h1:1", f"{root}/m2": "h4:1", f"{root}/m1/sub/deep": "h5:1"})
+        await tree.create(f"{root}/m1/sub/deep/more", member("h6"))
+        await tree.delete(f"{root}/m2")
+        await view.until({f"{root}/m1": "h1:1", f"{root}/m1/sub/deep": "h5:1", f"{root}/m1/sub/deep/more": "h6:1"})
+        await tree.set(root, member("parent"))
+        await tree.delete(f"{root}/m1")
+        await view.until({root: "parent:1"})
+        details = view.details()
+        assert (details.errors, details.counters["mended"]) == ((), 0)
+
+
+async def test_the_kind_of_watches_is_chosen_and_told(proxy: Proxy, tree: Tree, zookeeper_root: str) -> None:
+    await tree.create(f"{zookeeper_root}/m1", member("h1"))
+    async with following(config(proxy.hosts, zookeeper_root)) as view:
+        await view.until({f"{zookeeper_root}/m1": "h1:1"})
+        details = view.details()
+        old = bool(proxy.unknown)
+        assert details.counters["recursive_watches"] == (not old)
+        assert details.notes == (
+            ("the server has no recursive watches; each znode is watched by itself",) if old else ()
+        )
+
+
+async def test_a_server_that_hangs_up_on_new_operations_is_followed(
+    shared_zookeeper: ZooKeeperServer, tree: Tree, zookeeper_root: str
+) -> None:
+    await tree.create_many({f"{zookeeper_root}/{n}": member(f"h{n}") for n in range(20)})
+    async with open_proxy(shared_zookeeper.port) as proxy:
+        for dropped in ({106}, {22}, {22, 106}):
+            proxy.dropped = dropped
+            async with following(config(proxy.hosts, zookeeper_root)) as view:
+                await view.until({f"{zookeeper_root}/{n}": f"h{n}:1" for n in range(20)})
+
+
+async def test_one_watch_a_path_and_none_when_it_is_over(tmp_path: Path) -> None:
+    async with running_zookeeper(tmp_path) as server, open_tree(server.hosts) as tree:
+        await tree.create_many({f"/{top}/{n}": member(f"h{n}") for n in range(100) for top in "ab"})
+        async with open_manager(throttle=Throttle(0, 0)) as manager:
+            both = (
+                config(server.hosts, "/a", "/b"),
+                replace(config(server.hosts, "/a"), refresh_interval=Duration(60_000)),
+            )
+            await manager.apply_config({JOB: both})
+            await manager.wait_synced()
+            assert await recursive_watches(server) == 2
+            assert len(await server.sessions()) == 2  # the writer's, and one for both configurations
+            await manager.apply_config({JOB: both[1:]}, restart="changed")
+            assert await recursive_watches(server) == 1  # /a is still followed
+        assert await recursive_watches(server) == 0
+        assert len(await server.sessions()) == 1
+
+
+async def test_an_absent_root_is_an_empty_result_and_seen_when_it_comes(
+    proxy: Proxy, tree: Tree, zookeeper_root: str
+) -> None:
+    root = zookeeper_root
+    async with following(config(proxy.hosts, f"{root}/a/b")) as view:
+        await view.manager.wait_synced()
+        assert view.details().notes[0] == f"znode {root}/a/b does not exist"
+        for _ in range(3):  # created, deleted, created again
+            await tree.create(f"{root}/a/b/m", member("h"))
+            await view.until({f"{root}/a/b/m": "h:1"}, SOON)
+            await tree.delete(root)
+            await view.until({}, SOON)
+        assert view.details().counters["full_reads"] == 1  # all of it by watches
+
+
+async def test_nothing_goes_when_a_connection_is_lost_and_one_update_brings_the_truth(
+    proxy: Proxy, tree: Tree, zookeeper_root: str
+) -> None:
+    root = zookeeper_root
+    nodes = {f"{root}/{n}": member(f"h{n}") for n in range(50)}
+    await tree.create_many(nodes)
+    expected = {path: f"h{n}:1" for n, path in enumerate(nodes)}
+    async with following(config(proxy.hosts, root)) as view:
+        await view.until(expected)
+        for round_ in range(3):
+            proxy.refuse()
+            proxy.reset()
+            await view.until_details(errors=f"not connected to zookeeper {proxy.hosts}: ")
+            changed = {f"{root}/{n}": member(f"r{round_}") for n in range(round_, 10)}
+            await tree.set_many(changed)
+            await tree.delete(f"{root}/{49 - round_}")
+            await tree.create(f"{root}/new{round_}", member("new"))
+            expected |= dict.fromkeys(changed, f"r{round_}:1") | {f"{root}/new{round_}": "new:1"}
+            del expected[f"{root}/{49 - round_}"]
+            received = view.received
+            await proxy.accept()
+            await view.until(expected, SOON)
+            assert view.received == received + 1
+        assert min(view.sizes) == 50
+        await view.until_details(mended=0)
+
+
+async def test_a_partition_that_heals_before_and_after_the_session_expires(
+    proxy: Proxy, tree: Tree, zookeeper_root: str
+) -> None:
+    root = zookeeper_root
+    await tree.create(f"{root}/m", member("h0"))
+    async with following(config(proxy.hosts, root, timeout=Duration.of("1s"))) as view:
+        await view.until({f"{root}/m": "h0:1"})
+        proxy.partition()
+        await tree.set(f"{root}/m", member("h1"))
+        proxy.heal()
+        await view.until({f"{root}/m": "h1:1"}, SOON)
+        proxy.partition()
+        await tree.set(f"{root}/m", member("h2"))
+        await view.until_details(errors="not connected")
+        await trio.sleep(1.5)  # the server ends the session when its time is over
+        proxy.heal()
+        await view.until({f"{root}/m": "h2:1"})
+        await view.until_details(session_expirations=1)
+        await tree.set(f"{root}/m", member("h3"))  # the new session has watches, too
+        await view.until({f"{root}/m": "h3:1"}, SOON)
+        assert set(view.sizes) == {1}
+
+
+async def test_a_server_that_is_killed_and_comes_back(tmp_path: Path) -> None:
+    async with running_zookeeper(tmp_path) as server, open_tree(server.hosts) as tree:
+        await tree.create_many({f"/{n}": member(f"h{n}") for n in range(10)})
+        expected = {f"/{n}": f"h{n}:1" for n in range(10)}
+        async with following(config(server.hosts, "/")) as view:
+            await view.until(expected)
+            for n in range(2):
+                server.kill()
+                await view.until_details(errors="not connected")
+                await server.start()
+                await view.until_details()
+                await tree.set(f"/{n}", member("changed"))
+                expected[f"/{n}"] = "changed:1"
+                await view.until(expected)
+            assert min(view.sizes) == 10
+
+
+async def test_failover_in_an_ensemble(tmp_path: Path) -> None:
+    async with running_ensemble(tmp_path) as ensemble, open_tree(ensemble.hosts) as tree:
+        await tree.create_many({f"/r/{n}": member(f"h{n}") for n in range(10)})
+        expected = {f"/r/{n}": f"h{n}:1" for n in range(10)}
+        async with following(config(ensemble.hosts, "/r")) as view:
+            await view.until(expected)
+            for number, server in enumerate(ensemble.servers):
+                server.kill()
+                await tree.set("/r/0", member(f"without{number}"))
+                expected["/r/0"] = f"without{number}:1"
+                await view.until(expected)
+                await ensemble.start()
+            assert min(view.sizes) == 10
+            await view.until_details(mended=0)
+
+
+async def test_a_burst_of_changes_and_a_slow_consumer(proxy: Proxy, tree: Tree, zookeeper_root: str) -> None:
+    root = zookeeper_root
+    await tree.create(root)
+    async with following(config(proxy.hosts, root)) as view:
+        await view.manager.wait_synced()
+        nodes = {f"{root}/{n}": member(f"a{n}") for n in range(10_000 if not proxy.unknown else 1_000)}
+        await tree.create_many(nodes)
+        await tree.set_many({path: member(f"b{n}") for n, path in enumerate(nodes)})
+        await view.until({path: f"b{n}:1" for n, path in enumerate(nodes)})
+        await tree.delete(root)
+        await view.until({})
+        assert view.details().counters["mended"] == 0
+
+
+async def test_large_znodes_and_deep_trees(proxy: Proxy, tree: Tree, zookeeper_root: str) -> None:
+    root = zookeeper_root
+    deep = root + "".join(f"/{level}" for level in range(50))
+    await tree.create(deep, member("deep"))
+    large = json.dumps({"host": "large", "port": 1, "padding": "x" * 1_000_000}).encode()
+    for n in range(5):
+        await tree.create(f"{root}/large{n}", large)
+    expected = {deep: "deep:1", **{f"{root}/large{n}": "large:1" for n in range(5)}}
+    async with following(config(proxy.hosts, root)) as view:
+        await view.until(expected)
+        await tree.set(deep, member("deeper"))
+        await view.until(expected | {deep: "deeper:1"}, SOON)
+
+
+async def test_a_bad_payload_keeps_what_was_good_and_leaves_out_what_is_new(
+    shared_zookeeper: ZooKeeperServer, tree: Tree, zookeeper_root: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = zookeeper_root
+    await tree.create(f"{root}/good", member("good"))
+    await tree.create(f"{root}/never", b"not json")
+    async with following(config(shared_zookeeper.hosts, root)) as view:
+        with caplog.at_level(logging.WARNING):
+            await view.until({f"{root}/good": "good:1"})
+            details = await view.until_details(bad_members=1, stale_members=0)
+            assert f'znode "{root}/never": ' in details.notes[0]
+            assert "it is left out" in details.notes[0]
+            await tree.set(f"{root}/good", b'{"host": 7}')
+            details = await view.until_details(errors=f"{root}/good", stale_members=1)
+            assert view.manager.statistics().providers[0].state == "failing"
+            await tree.set(f"{root}/good", b'{"host": 8}')
+            await tree.create(f"{root}/other", member("other"))
+            await view.until({f"{root}/good": "good:1", f"{root}/other": "other:1"})
+        assert [f"{root}/never" in record.message for record in caplog.records].count(True) == 1
+        assert [f"{root}/good" in record.message for record in caplog.records].count(True) == 1  # once
+        # over a reload, too
+        await view.manager.apply_config({JOB: [config(shared_zookeeper.hosts, root)]})
+        await view.manager.wait_synced()
+        await view.until({f"{root}/good": "good:1", f"{root}/other": "other:1"})
+        await tree.set(f"{root}/good", member("again"))
+        await view.until({f"{root}/good": "again:1", f"{root}/other": "other:1"})
+        await view.until_details(stale_members=0)
+        assert all(f"{root}/good" in view.addresses for _ in view.sizes)
+
+
+async def test_what_may_not_be_read_keeps_its_last_good_targets(proxy: Proxy, tree: Tree, zookeeper_root: str) -> None:
+    root = zookeeper_root
+    expected = {f"{root}/open": "open:1", f"{root}/shut": "shut:1", f"{root}/shut/below": "below:1"}
+    await tree.create_many({path: member(address.partition(":")[0]) for path, address in expected.items()})
+    async with following(config(proxy.hosts, root)) as view:
+        await view.until(expected)
+        await tree.set_acl(f"{root}/shut", "cdwa")
+        proxy.reset()
+        await view.until_details(errors="does not allow")
+        await view.manager.apply_config({JOB: [config(proxy.hosts, root)]})
+        await view.manager.wait_synced()
+        assert view.manager.snapshot().group_count(JOB) == 3
+        await tree.set_acl(f"{root}/shut", "cdrwa")
+        proxy.reset()
+        await view.until_details()
+        assert set(view.sizes) <= {3}
+
+
+async def test_a_lost_watch_is_mended_and_counted(
+    shared_zookeeper: ZooKeeperServer, tree: Tree, zookeeper_root: str, nursery: trio.Nursery
+) -> None:
+    root = zookeeper_root
+    await tree.create(f"{root}/m", member("h"))
+    resources = Resources(nursery)
+    one = config(shared_zookeeper.hosts, root, refresh_interval=Duration.of("500ms"))
+    discoverer = one.discoverer(DiscovererOptions(resources))
+    send, receive = trio.open_memory_channel[Sequence[TargetGroup]](0)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as running:
+            running.start_soon(discoverer.run, send)
+            await receive.receive()
+            while not await receive.receive():  # a refresh that finds nothing says so
+                break
+            ensemble = Ensemble((("127.0.0.1", shared_zookeeper.port),), 10.0)
+            async with resources.use(ensemble, lambda: open_session(ensemble)) as session:
+                assert session.statistics().followers == 1  # it is the same session
+                await session._reply(session._send(remove_watches(root)))
+            await tree.set(f"{root}/m", member("unseen"))
+            while not (groups := await receive.receive()):
+                pass
+            assert groups[0].targets[0][ADDRESS_LABEL] == "unseen:1"
+            assert discoverer.statistics().counters["mended"] == 1
+            running.cancel_scope.cancel()
+
+
+async def test_a_thousand_jobs_share_one_session_and_one_thread(tmp_path: Path) -> None:
+    async with running_zookeeper(tmp_path) as server, open_tree(server.hosts) as tree:
+        await tree.create_many({f"/{n}/m": member(f"h{n}") for n in range(1_000)})
+        threads = threading.active_count()
+        jobs = {f"job{n}": [config(server.hosts, f"/{n}")] for n in range(1_000)}
+        async with open_manager(jobs) as manager:
+            with trio.fail_after(PATIENCE):
+                await manager.wait_synced()
+            assert threading.active_count() <= threads + 1
+            assert len(await server.sessions()) == 2
+            assert await recursive_watches(server) == 1_000
+            assert all(manager.snapshot().group_count(job) == 1 for job in jobs)
+        assert len(await server.sessions()) == 1
+
+
+async def test_reloads_leave_nothing(tmp_path: Path) -> None:
+    async with running_zookeeper(tmp_path) as server, open_tree(server.hosts) as tree:
+        await tree.create_many({f"/r/{n}": member(f"h{n}") for n in range(10)})
+        expected = {f"/r/{n}": f"h{n}:1" for n in range(10)}
+        async with following(config(server.hosts, "/r")) as view:
+            await view.until(expected)
+            descriptors, threads = os.listdir("/proc/self/fd"), threading.active_count()
+            for n in range(30):
+                await view.manager.apply_config({JOB: [config(server.hosts, "/r", timeout=Duration(5_000 + n))]})
+                if n % 3:
+                    await view.manager.wait_synced()
+            await view.manager.wait_synced()
+            assert len(await server.sessions()) == 2
+            assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == (len(descriptors), threads)
+            assert min(view.sizes) == 10
+
+
+@pytest.mark.parametrize("state", ["there", "refusing", "partitioned", "partitioned later", "unresolvable"])
+async def test_it_ends_within_a_bounded_time(
+    state: str, shared_zookeeper: ZooKeeperServer, tree: Tree, zookeeper_root: str
+) -> None:
+    await tree.create(f"{zookeeper_root}/m", member("h"))
+    threads = threading.active_count()
+    async with open_proxy(shared_zookeeper.port) as proxy:
+        if state == "refusing":
+            proxy.refuse()
+        elif state == "partitioned":
+            proxy.partition()
+        hosts = "unreachable.invalid:2181" if state == "unresolvable" else proxy.hosts
+        async with following(config(hosts, zookeeper_root)) as view:
+            if state in ("there", "partitioned later"):
+                await view.manager.wait_synced()
+            else:
+                await view.until_details(errors={"unresolvable": "Cannot resolve"}.get(state, "not connected"))
+            if state == "partitioned later":
+                proxy.partition()
+            begin = trio.current_time()
+        assert trio.current_time() - begin < 3
+    assert threading.active_count() <= threads
+
+
+async def test_it_keeps_the_contract_of_discoverers(
+    shared_zookeeper: ZooKeeperServer, tree: Tree, zookeeper_root: str
+) -> None:
+    await tree.create(f"{zookeeper_root}/m", member("h"))
+    await trio.to_thread.run_sync(lambda: None)  # Trio's own thread is there before descriptors are counted
+    found = await check_discoverer(config(shared_zookeeper.hosts, zookeeper_root))
+    assert [group.source for group in found] == [f"{zookeeper_root}/m"]
+
+
+@pytest.mark.parametrize("suffix", ["", "/", "///"])
+async def test_slashes_at_the_end_of_a_path_are_no_matter(
+    suffix: str, shared_zookeeper: ZooKeeperServer, tree: Tree, zookeeper_root: str
+) -> None:
+    await tree.create(f"{zookeeper_root}/m", member("h"))
+    async with following(config(shared_zookeeper.hosts, zookeeper_root + suffix)) as view:
+        await view.until({f"{zookeeper_root}/m": "h:1"})
+
+
+async def test_a_chroot_stands_before_every_path_and_is_not_shown(
+    proxy: Proxy, tree: Tree, zookeeper_root: str
+) -> None:
+    root = zookeeper_root
+    await tree.create(f"{root}/app/m", member("h"))
+    await tree.create(root + "x", member("not below"))
+    async with (
+        following(config(f"{proxy.hosts}{root}", "/app")) as app,
+        following(config(f"{proxy.hosts}{root}", "/")) as everything,
+    ):
+        for view in (app, everything):
+            await view.until({"/app/m": "h:1"})
+        await tree.create(f"{root}/app/m/sub", member("sub"))
+        for view in (app, everything):
+            await view.until({"/app/m": "h:1", "/app/m/sub": "sub:1"})
+        [group] = [group for group in app.manager.snapshot()[JOB] if group.source == "/app/m"]
+        assert group.targets[0]["__meta_nerve_path"] == "/app/m"
+
+
+async def test_digest_authentication_reads_what_only_its_user_may(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(1)
+    password = tmp_path / "password"
+    password.write_text("hunter2\n")
+    async with running_zookeeper(tmp_path / "server") as server, open_tree(server.hosts) as tree:
+        await tree.create("/r/m", member("h"))
+        client = tree._client
+        await trio.to_thread.run_sync(client.add_auth, "digest", "reader:hunter2")
+        from kazoo.security import make_digest_acl
+
+        await trio.to_thread.run_sync(client.set_acls, "/r/m", [make_digest_acl("reader", "hunter2", all=True)])
+        inline = DigestAuth(username="reader", password=Secret("hunter2"))
+        from_file = DigestAuth(username="reader", password_file=str(password))
+        for auth, seen in ((inline, True), (from_file, True), (replace(inline, password=Secret("wrong")), False)):
+            async with following(config(server.hosts, "/r", digest_auth=auth)) as view:
+                await view.manager.wait_synced()
+                await view.until({"/r/m": "h:1"} if seen else {})
+                assert ("does not allow" in " ".join(view.details().notes)) == (not seen)
+    ours = [record for record in caplog.records if record.name.startswith("trio_sd")]
+    assert ours
+    assert not [record for record in ours if "hunter2" in record.getMessage()]
+
+
+async def test_tls_with_a_client_certificate(tmp_path: Path) -> None:
+    certificates = Certificates.make(tmp_path / "tls")
+    other = Certificates.make(tmp_path / "other")
+    async with (
+        running_zookeeper(tmp_path / "server", certificates=certificates, client_auth="need") as server,
+        open_tree(server.hosts) as tree,
+    ):
+        await tree.create_many({f"/r/{n}": member("h" * 1_000) for n in range(1_000)})
+        tls = TLSConfig(
+            ca_file=str(certificates.authority),
+            cert_file=str(certificates.client),
+            key_file=str(certificates.client),
+        )
+        hosts = f"127.0.0.1:{server.tls_port}"
+        async with following(config(hosts, "/r", tls_config=tls)) as view:
+            await view.until({f"/r/{n}": f"{'h' * 1_000}:1" for n in range(1_000)})
+            await tree.set("/r/0", member("changed"))
+            while view.addresses["/r/0"] != "changed:1":
+                await view.next()
+        for wrong, told in (
+            (replace(tls, ca_file=str(other.authority)), "certificate verify failed"),
+            (replace(tls, server_name="elsewhere.example"), "certificate verify failed"),
+            (replace(tls, key_file=str(tmp_path / "absent.pem")), "absent.pem"),
+        ):
+            async with following(config(hosts, "/r", tls_config=wrong)) as view:
+                await view.until_details(errors=told)
+
+
+async def test_without_kazoo_the_provider_fails_and_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    discoverer = config("h", "/r").discoverer(DiscovererOptions(Resources(nursery)))
+    send, _ = trio.open_memory_channel[Sequence[TargetGroup]](0)
+    with pytest.raises(DiscoveryError, match=r"pip install 'trio-sd\[zookeeper\]'"):
+        await discoverer.run(send)
+
+
+async def test_several_paths_are_one_full_set(proxy: Proxy, tree: Tree, zookeeper_root: str) -> None:
+    root = zookeeper_root
+    await tree.create_many({f"{root}/{top}/{n}": member(f"{top}{n}") for top in "abc" for n in range(3)})
+    async with following(config(proxy.hosts, *(f"{root}/{top}" for top in "abcd"))) as view:
+        await view.manager.wait_synced()
+        await view.until({f"{root}/{top}/{n}": f"{top}{n}:1" for top in "abc" for n in range(3)})
+        assert view.sizes in ([9], [0, 9])  # not one path after the other
+        assert view.details().notes[0] == f"znode {root}/d does not exist"

@@ -1,0 +1,334 @@
+"""The one room that touches kazoo's inside.
+
+kazoo is used for what it does well: finding a server, the handshake, pings, sessions and their expiry, reconnecting.
+What it does not know is done from here, over its connection:
+
+- Requests of our own (:mod:`.protocol`) are given to the client's call path, ``KazooClient._call``. All that this asks
+  of a request is a ``type``, ``serialize()`` and ``deserialize()``, and of the object for its answer ``set()`` and
+  ``set_exception()``.
+- Watch events are taken where the connection reads them, ``ConnectionHandler._read_watch_event``. kazoo looks events
+  up in tables of one-shot watches by their exact path, where those of a recursive watch are not found.
+- kazoo's handler, which it lets anyone replace, is one without the two threads for callbacks, which have nothing to
+  do here; with waiting that can be broken off at once, so that closing takes no longer than it has to; and with
+  credentials and certificates that are read anew for every connection, so that rotated ones are taken up.
+
+kazoo's one thread runs nothing of ours but the making of a connection and handing things over, to ``deliver``.
+
+The names with an underscore are kazoo's own affair, so ``pyproject.toml`` bounds its version, :func:`check_kazoo` names
+what is missing from another one, and ``tests/test_discovery_zookeeper_link.py`` tries each of them by itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import os
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final, Protocol
+
+import kazoo.version
+from kazoo.client import KazooClient
+from kazoo.exceptions import (
+    AuthFailedError,
+    ConnectionClosedError,
+    ConnectionLoss,
+    SessionExpiredError,
+    SessionMovedError,
+)
+from kazoo.handlers.threading import SequentialThreadingHandler
+from kazoo.protocol.connection import ConnectionHandler
+from kazoo.protocol.states import KazooState, KeeperState
+from kazoo.retry import KazooRetry
+
+from ...errors import DiscoveryError
+from .ensemble import Ensemble
+from .events import Closed, Connected, ConnectionEvent, Disconnected, Expired, LostError
+from .protocol import ProtocolError, Refusal, Reply, Request, ZnodeEvent, parse_event
+
+__all__ = ["Delivery", "Link", "PendingReply", "check_kazoo", "lost_or_refused"]
+
+logger = logging.getLogger(__name__)
+
+_FIRST_RETRY: Final = 0.1  # seconds until all servers are tried again; then 1.5 times as long each time
+_LONGEST_RETRY: Final = 0.4  # and never longer, plus kazoo's jitter of 40 %: a server that is back is found at once
+_HANDSHAKE: Final = 3.0  # seconds for a server to answer a new connection
+_SHORTEST_TIMEOUT: Final = 1.0  # seconds; kazoo also bounds the making of a connection with the session's timeout
+
+
+class PendingReply(Protocol):
+    """Takes the answer to a request. Called on kazoo's thread."""
+
+    def set(self, reply: Reply | None) -> None:
+        """Take the answer; ``None`` says that a znode whose existence was asked for is not there."""
+
+    def set_exception(self, error: Exception) -> None:
+        """Take what came instead of an answer."""
+
+
+Delivery = ConnectionEvent | ZnodeEvent | ProtocolError
+
+
+class Link:
+    """The kazoo client of one session.
+
+    Args:
+      ensemble: the servers, and how to talk to them.
+      deliver: takes what happens; called on kazoo's thread, in the order in which it happens.
+
+    Raises:
+      DiscoveryError: the kazoo that is installed is not one that this works with.
+    """
+
+    def __init__(self, ensemble: Ensemble, deliver: Callable[[Delivery], None]) -> None:
+        self._deliver = deliver
+        self._log = _Log(logger)
+        self._handler = _Handler(ensemble, self._before_connecting)
+        self._ensemble = ensemble
+        retry = KazooRetry(
+            max_tries=-1,
+            delay=_FIRST_RETRY,
+            backoff=1.5,
+            max_delay=_LONGEST_RETRY,
+            sleep_func=self._handler.sleep_func,
+        )
+        self._client = KazooClient(
+            hosts=",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in ensemble.servers),
+            timeout=max(ensemble.timeout, _SHORTEST_TIMEOUT),
+            handler=self._handler,
+            connection_retry=retry,
+            logger=self._log,
+        )
+        check_kazoo(self._client)
+        self._client._connection = _Connection(self._client, deliver, self._log)
+        self._client.add_listener(self._on_state)
+
+    def start(self) -> None:
+        """Begin to connect, in kazoo's thread."""
+        self._client.start_async()
+
+    @property
+    def last_trouble(self) -> str:
+        """What kazoo last said about not being connected; empty if nothing."""
+        return self._log.last_warning
+
+    def send(self, request: Request, pending: PendingReply) -> None:
+        """Send a request.
+
+        Called while there is a connection: kazoo wakes its thread through a socket that holds some 270 wake-ups, and
+        one more than that blocks until the thread takes one.
+        """
+        self._client._call(_Request(request), pending)
+
+    def close(self) -> None:
+        """End the session and its thread. Blocks until the server has answered, or :meth:`abort` was called."""
+        self._client.stop()
+        self._client.close()
+        self._handler.close()
+
+    def abort(self) -> None:
+        """Break off whatever kazoo's thread waits for, so that :meth:`close` returns."""
+        self._handler.abort()
+
+    def _before_connecting(self) -> None:
+        """Read the password, which may have changed. Called on kazoo's thread."""
+        if (digest := self._ensemble.digest_auth) is not None:
+            self._client.auth_data = {("digest", digest.credential().reveal())}
+
+    def _on_state(self, state: str) -> None:
+        """Hand over a change of state. Called on kazoo's thread."""
+        if state == KazooState.CONNECTED:
+            self._log.last_warning = ""
+            self._deliver(Connected(self._client.client_id[0]))
+        elif state == KazooState.SUSPENDED:
+            self._deliver(Disconnected(self._log.last_warning))
+        elif self._client.client_state == KeeperState.EXPIRED_SESSION:
+            self._deliver(Expired())
+        elif self._client.client_state == KeeperState.AUTH_FAILED:
+            self._deliver(Closed("the server refuses the credentials"))
+        else:
+            self._deliver(Closed(self._log.last_warning or "kazoo's connection has ended"))
+
+
+def check_kazoo(client: object) -> None:
+    """Check that what this module uses of kazoo's inside is there.
+
+    Raises:
+      DiscoveryError: it is not; the message names kazoo's version and what is missing.
+    """
+    missing = [name for name in ("_call", "_connection", "_conn_retry") if not hasattr(client, name)]
+    missing += [
+        f"ConnectionHandler.{name}" for name in ("_invoke", "_read_watch_event") if not hasattr(ConnectionHandler, name)
+    ]
+    if missing:
+        raise DiscoveryError(
+            f"kazoo {kazoo.version.__version__} can't be used: it has no {', '.join(missing)}; "
+            "expected a version of the range that trio-sd[zookeeper] names"
+        )
+
+
+def lost_or_refused(error: Exception) -> LostError | Refusal:
+    """Return what an error in place of an answer says: that the connection was lost, or the server's refusal."""
+    code = getattr(error, "code", None)
+    connection = (AuthFailedError, ConnectionClosedError, ConnectionLoss, SessionExpiredError, SessionMovedError)
+    if isinstance(error, connection) or not isinstance(code, int):
+        return LostError(f"the connection to ZooKeeper was lost before the answer came ({type(error).__name__})")
+    return Refusal(code)
+
+
+class _Request:
+    """A request of ours, in the shape that kazoo's call path takes."""
+
+    def __init__(self, request: Request) -> None:
+        self.type = request.opcode
+        self._body = request.body
+
+    def serialize(self) -> bytes:
+        return self._body
+
+    def deserialize(self, buffer: bytes, offset: int) -> Reply:
+        return Reply(buffer, offset)
+
+
+class _Connection(ConnectionHandler):  # type: ignore[misc]  # kazoo has no types
+    """kazoo's connection, with events handed over as they come."""
+
+    def __init__(self, client: KazooClient, deliver: Callable[[Delivery], None], log: _Log) -> None:
+        super().__init__(client, client._conn_retry.copy(), logger=log)
+        self._deliver = deliver
+
+    def _invoke(self, timeout: float, request: object, xid: int | None = None) -> object:
+        # Part of making a connection. A server of 3.8 that has just been started may forget to answer the first ones.
+        return super()._invoke(min(timeout, _HANDSHAKE), request, xid)
+
+    def _read_watch_event(self, buffer: bytes, offset: int) -> None:
+        try:
+            self._deliver(parse_event(Reply(buffer, offset)))
+        except ProtocolError as error:  # in kazoo's thread it would be lost
+            self._deliver(error)
+
+
+class _Handler(SequentialThreadingHandler):  # type: ignore[misc]  # kazoo has no types
+    """What kazoo waits with: everything in here ends at once when :meth:`abort` is called."""
+
+    def __init__(self, ensemble: Ensemble, before_connecting: Callable[[], None]) -> None:
+        super().__init__()
+        self._tls = ensemble.tls_config
+        self._before_connecting = before_connecting
+        self._aborted = threading.Event()
+        self._abort_receiver, self._abort_sender = socket.socketpair()
+        self.sleep_func = self._aborted.wait
+
+    def start(self) -> None:
+        """Start no threads: nothing here is called back by kazoo's."""
+
+    def stop(self) -> None:
+        """Stop no threads."""
+
+    def abort(self) -> None:
+        """Break off all waiting, now and from now on."""
+        self._aborted.set()
+        with suppress(OSError):  # closed: nothing waits any more
+            self._abort_sender.send(b"\0")
+
+    def close(self) -> None:
+        """Release what waiting needs; called when nothing waits any more."""
+        self._abort_receiver.close()
+        self._abort_sender.close()
+
+    def select(
+        self,
+        rlist: Sequence[socket.socket],
+        wlist: Sequence[socket.socket],
+        xlist: Sequence[socket.socket],
+        timeout: float | None = None,
+    ) -> tuple[list[socket.socket], list[socket.socket], list[socket.socket]]:
+        """Wait until one of the sockets is ready; as ``select.select``.
+
+        Raises:
+          OSError: :meth:`abort` was called.
+        """
+        poll = select.poll()
+        for sock in rlist:
+            poll.register(sock, select.POLLIN)
+        for sock in wlist:
+            poll.register(sock, select.POLLOUT)
+        poll.register(self._abort_receiver, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(None if timeout is None else math.ceil(timeout * 1000))}
+        if self._abort_receiver.fileno() in ready:
+            raise OSError(errno.ECONNABORTED, "closed")
+        return [s for s in rlist if s.fileno() in ready], [s for s in wlist if s.fileno() in ready], []
+
+    def create_connection(
+        self, address: tuple[str, int], hostname: str = "", timeout: float = 0.0, **_: object
+    ) -> socket.socket:
+        """Return a socket connected to ``address``, over TLS if that is wanted.
+
+        Raises:
+          OSError: it can't be; kazoo tries again.
+        """
+        deadline = time.monotonic() + timeout
+        sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            self._before_connecting()
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.connect_ex(address)  # what it says now, it says again below
+            self._wait(sock, deadline, writable=True)
+            if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                raise OSError(error, os.strerror(error))
+            return sock if self._tls is None else self._over_tls(sock, hostname, deadline)
+        except ValueError as error:  # a password or certificate that can't be used
+            sock.close()
+            raise OSError(errno.EINVAL, str(error)) from error  # kazoo shows the second
+        except BaseException:
+            sock.close()
+            raise
+
+    def _over_tls(self, plain: socket.socket, hostname: str, deadline: float) -> socket.socket:
+        assert self._tls is not None
+        sock = self._tls.context().wrap_socket(
+            plain, server_hostname=self._tls.server_name or hostname, do_handshake_on_connect=False
+        )
+        try:
+            while True:
+                try:
+                    sock.do_handshake()
+                except ssl.SSLWantReadError:
+                    self._wait(sock, deadline, writable=False)
+                except ssl.SSLWantWriteError:
+                    self._wait(sock, deadline, writable=True)
+                else:
+                    return sock
+        except BaseException:
+            sock.close()
+            raise
+
+    def _wait(self, sock: socket.socket, deadline: float, *, writable: bool) -> None:
+        left = max(0.0, deadline - time.monotonic())
+        if not any(self.select([] if writable else [sock], [sock] if writable else [], [], left)):
+            raise TimeoutError(errno.ETIMEDOUT, "the connection could not be made in time")
+
+
+class _Log(logging.LoggerAdapter[logging.Logger]):
+    """kazoo's log, in the background: the session itself tells what matters, once.
+
+    kazoo's debug messages are dropped, because those of requests show passwords.
+    """
+
+    last_warning = ""
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:  # noqa: ANN401 (as LoggerAdapter's)
+        """Pass a message on as one for debugging, and remember a warning."""
+        if level >= logging.WARNING:
+            text = str(msg) % args if args else str(msg)
+            if text != "Transition to CONNECTING":
+                self.last_warning = text
+        if level > logging.DEBUG:
+            super().log(logging.DEBUG, f"kazoo: {msg}", *args, **kwargs)

@@ -1,0 +1,225 @@
+"""What is known of the znodes below some roots: from what was read to the target groups that changed. No I/O.
+
+Every znode is a source of its own, as in Prometheus. Three rules decide what is shown:
+
+- A znode that is gone takes its group with it. A znode without data has no group, and is nothing to talk about: the
+  parents of members are such.
+- A znode that can't be used, because its data don't parse or may not be read, is a *trouble*. It keeps the group that
+  it had, in this run or in the one before; if it had none, it is left out.
+- Removal needs proof: a znode is gone when its own read said so, or when a *full read* was completed without meeting
+  it, or any znode above it that may not be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from ...messages import quote
+from ...targets import NO_LABELS, TargetGroup
+from .members import MemberError, Parse
+from .protocol import NO_AUTH, Data, Refusal
+
+__all__ = ["Tree", "Trouble"]
+
+_UNREAD: Final = -1  # instead of a transaction's number: the data are not known
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """A znode that can't be used.
+
+    Attributes:
+      path: the znode.
+      reason: what is wrong with it.
+      stale: whether its last good group is still shown; otherwise it is left out.
+    """
+
+    path: str
+    reason: str
+    stale: bool
+
+    def __str__(self) -> str:
+        consequence = "its last good target is still shown" if self.stale else "it is left out"
+        return f"znode {quote(self.path)}: {self.reason}; {consequence}"
+
+
+@dataclass(slots=True)
+class _Znode:
+    mzxid: int  # the transaction that made its data what they are
+    group: TargetGroup | None  # what is shown of it
+    met: int  # the number of the full read that last met it
+
+
+class Tree:
+    """The znodes below the roots of one discoverer.
+
+    Args:
+      parse: makes labels of a znode's data and path.
+      chroot: what stands before each path on the server, and is not shown; empty if nothing does.
+      last_known: returns, by source, the groups that the run before this one has found.
+    """
+
+    def __init__(
+        self,
+        parse: Parse,
+        chroot: str = "",
+        last_known: Callable[[], Mapping[str, TargetGroup]] = lambda: MappingProxyType({}),
+    ) -> None:
+        self._parse = parse
+        self._chroot = chroot
+        self._last_known = last_known
+        self._known: Mapping[str, TargetGroup] = MappingProxyType({})
+        self._znodes: dict[str, _Znode] = {}
+        self._changed: dict[str, None] = {}  # ordered: the paths whose group is not what was last taken
+        self._troubles: dict[str, Trouble] = {}
+        self._new_troubles: dict[str, None] = {}
+        self._members = 0
+        self._full_read = 0
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._znodes
+
+    def __len__(self) -> int:
+        return len(self._znodes)
+
+    @property
+    def members(self) -> int:
+        """How many znodes have a group."""
+        return self._members
+
+    @property
+    def troubles(self) -> Collection[Trouble]:
+        """The znodes that can't be used at present."""
+        return self._troubles.values()
+
+    @property
+    def changed_paths(self) -> Collection[str]:
+        """The znodes whose group is not what was last taken."""
+        return self._changed.keys()
+
+    def take_new_troubles(self) -> list[Trouble]:
+        """Return each trouble once, when it is new."""
+        new, self._new_troubles = self._new_troubles, {}
+        return [self._troubles[path] for path in new if path in self._troubles]
+
+    def take_changes(self) -> list[TargetGroup]:
+        """Return the groups that differ from what was last taken; one without targets for each that is gone."""
+        changed, self._changed = self._changed, {}
+        return [self._group(path) or TargetGroup(self._source(path), ()) for path in changed]
+
+    def take_all(self) -> list[TargetGroup]:
+        """Return all groups, as what was taken."""
+        self._changed = {}
+        return [znode.group for znode in self._znodes.values() if znode.group is not None]
+
+    # What was read
+
+    def put(self, path: str, data: Data) -> None:
+        """Take what a znode was found to be."""
+        znode = self._znodes.get(path)
+        if znode is not None and znode.mzxid == data.mzxid:
+            znode.met = self._full_read
+            return
+        before = znode.group if znode is not None else None
+        group, reason = self._parsed(path, data.content)
+        if reason or (group is None and before is not None):
+            last_good = before or self._known.get(self._source(path))
+            self._trouble(path, reason or "its data are empty", stale=last_good is not None)
+            group = last_good
+        else:
+            self._no_trouble(path)
+        self._set(path, data.mzxid, group)
+
+    def refuse(self, path: str, refusal: Refusal) -> None:
+        """Take that the server did not let a znode be read."""
+        znode = self._znodes.get(path)
+        group = znode.group if znode is not None else self._known.get(self._source(path))
+        reason = "the server does not allow to read it" if refusal.code == NO_AUTH else str(refusal)
+        self._trouble(path, reason, stale=group is not None)
+        self._set(path, _UNREAD, group)
+
+    def remove(self, path: str) -> None:
+        """Take that a znode is not there."""
+        znode = self._znodes.pop(path, None)
+        if znode is not None and znode.group is not None:
+            self._members -= 1
+            self._changed[path] = None
+        self._no_trouble(path)
+
+    def begin_full_read(self) -> None:
+        """Begin to prove which znodes are gone; a read that is not completed proves nothing."""
+        if not self._full_read:
+            self._known = self._last_known()
+        self._full_read += 1
+
+    def end_full_read(self) -> None:
+        """Remove the znodes that the full read did not meet, but those below one that may not be read."""
+        unread = {path for path, znode in self._znodes.items() if znode.mzxid == _UNREAD}
+        unmet = [path for path, znode in self._znodes.items() if znode.met != self._full_read]
+        for path in unmet:
+            if unread.isdisjoint(_above(path)):
+                self.remove(path)
+        if unread and self._known:
+            self._keep_known_below(unread)
+        self._known = MappingProxyType({})
+
+    def _keep_known_below(self, unread: set[str]) -> None:
+        """Show what the run before this one has found below znodes that may not be read any more."""
+        for source, group in self._known.items():
+            path = self._chroot + source
+            if path not in self._znodes and not unread.isdisjoint(_above(path)):
+                self._trouble(path, "a znode above it may not be read", stale=True)
+                self._set(path, _UNREAD, group)
+
+    # How it is kept
+
+    def _parsed(self, path: str, content: bytes) -> tuple[TargetGroup | None, str]:
+        """Return the group that ``content`` makes, and what is wrong with it."""
+        if not content:
+            return None, ""
+        source = self._source(path)
+        try:
+            return TargetGroup(source, (self._parse(content, source),), NO_LABELS), ""
+        except MemberError as error:
+            return None, str(error)
+
+    def _set(self, path: str, mzxid: int, group: TargetGroup | None) -> None:
+        znode = self._znodes.get(path)
+        if znode is None:
+            znode = self._znodes[path] = _Znode(mzxid, None, self._full_read)
+        if group != znode.group:
+            self._members += (group is not None) - (znode.group is not None)
+            self._changed[path] = None
+        znode.mzxid, znode.group, znode.met = mzxid, group, self._full_read
+
+    def _trouble(self, path: str, reason: str, *, stale: bool) -> None:
+        if path not in self._troubles:
+            self._new_troubles[path] = None
+        self._troubles[path] = Trouble(self._source(path), reason, stale)
+
+    def _no_trouble(self, path: str) -> None:
+        if self._troubles.pop(path, None) is not None:
+            self._new_troubles.pop(path, None)
+
+    def _group(self, path: str) -> TargetGroup | None:
+        znode = self._znodes.get(path)
+        return None if znode is None else znode.group
+
+    def _source(self, path: str) -> str:
+        return path[len(self._chroot) :] or "/"
+
+
+def _above(path: str) -> Iterator[str]:
+    """Yield the paths above ``path``, the nearest first."""
+    while path != "/":
+        path = path.rpartition("/")[0] or "/"
+        yield path
+
+
+def excerpt(troubles: Iterable[Trouble], length: int = 10) -> tuple[str, ...]:
+    """Return what to tell of many troubles: the first few of them, and how many more there are."""
+    texts = [str(trouble) for trouble in troubles]
+    return (*texts[:length], *([f"{len(texts) - length} more znodes like that"] if len(texts) > length else ()))
