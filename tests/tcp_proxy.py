@@ -23,7 +23,7 @@ def free_port() -> int:
     So it is still free when one that stopped listening wants it again.
     """
     while True:
-        port = random.randrange(10_000, 32_000)
+        port = random.SystemRandom().randrange(10_000, 32_000)  # hypothesis seeds the other one
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))

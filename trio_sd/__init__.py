@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .discovery import default_registry, load_config
     from .discovery.file import FileSDConfig
     from .discovery.static import StaticConfig
+    from .discovery.zookeeper import NerveSDConfig, ServersetSDConfig
     from .reload import Reloader, ReloadStatistics, reload_on_sighup
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "Limits",
     "Manager",
     "ManagerStatistics",
+    "NerveSDConfig",
     "Position",
     "Provider",
     "ProviderStatistics",
@@ -64,6 +66,7 @@ __all__ = [
     "ReportsStatistics",
     "Resources",
     "ScrapeJob",
+    "ServersetSDConfig",
     "SetChanges",
     "SetStatistics",
     "Snapshot",
@@ -89,8 +92,10 @@ _LATER: Final = MappingProxyType(
         "Config": ".config",
         "ScrapeJob": ".config",
         "FileSDConfig": ".discovery.file",
+        "NerveSDConfig": ".discovery.zookeeper",
         "ReloadStatistics": ".reload",
         "Reloader": ".reload",
+        "ServersetSDConfig": ".discovery.zookeeper",
         "StaticConfig": ".discovery.static",
         "default_registry": ".discovery",
         "load_config": ".discovery",
