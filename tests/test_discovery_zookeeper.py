@@ -410,7 +410,9 @@ async def test_a_lost_watch_is_mended_and_counted(
 
 async def test_a_thousand_jobs_share_one_session_and_one_thread(tmp_path: Path) -> None:
     async with running_zookeeper(tmp_path) as server, open_tree(server.hosts) as tree:
-        await tree.create_many({f"/{n}/m": member(f"h{n}") for n in range(1_000)})
+        await tree.create_many(
+            {f"/{n}{below}": member(f"h{n}") if below else b"" for n in range(1_000) for below in ("", "/m")}
+        )
         threads = threading.active_count()
         jobs = {f"job{n}": [config(server.hosts, f"/{n}")] for n in range(1_000)}
         async with open_manager(jobs) as manager:

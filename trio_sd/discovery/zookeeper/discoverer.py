@@ -197,10 +197,13 @@ class ZooKeeperDiscoverer:
         self._tree.begin_full_read()
         await self._walk(session, [(Read.DATA, root) for root in self._roots], full=True)
         self._tree.end_full_read()
+        self._log_troubles()
         self._full_reads += 1
         if proven:
             told = follower.changed_paths  # an event arrives before any answer that shows the change
-            mended = [p for p in self._tree.changed_paths if not {p, p.rpartition("/")[0] or "/"} & told]
+            mended = [
+                path for path in self._tree.changed_paths if told.isdisjoint((path, path.rpartition("/")[0] or "/"))
+            ]
             if mended:
                 self._mended += len(mended)
                 logger.error("%d znodes had changed without an event: %s …", len(mended), mended[0])

@@ -59,7 +59,14 @@ logger = logging.getLogger(__name__)
 _FIRST_RETRY: Final = 0.1  # seconds until all servers are tried again; then 1.5 times as long each time
 _LONGEST_RETRY: Final = 0.4  # and never longer, plus kazoo's jitter of 40 %: a server that is back is found at once
 _HANDSHAKE: Final = 3.0  # seconds for a server to answer a new connection
+_AHEAD: Final = 64 * 1024  # bytes that are read at once
 _SHORTEST_TIMEOUT: Final = 1.0  # seconds; kazoo also bounds the making of a connection with the session's timeout
+
+
+class _Socket(Protocol):
+    """What is waited for."""
+
+    def fileno(self) -> int: ...
 
 
 class PendingReply(Protocol):
@@ -105,7 +112,11 @@ class Link:
             connection_retry=retry,
             logger=self._log,
         )
-        check_kazoo(self._client)
+        try:
+            check_kazoo(self._client)
+        except DiscoveryError:
+            self._handler.close()
+            raise
         self._client._connection = _Connection(self._client, deliver, self._log)
         self._client.add_listener(self._on_state)
 
@@ -164,7 +175,9 @@ def check_kazoo(client: object) -> None:
     """
     missing = [name for name in ("_call", "_connection", "_conn_retry") if not hasattr(client, name)]
     missing += [
-        f"ConnectionHandler.{name}" for name in ("_invoke", "_read_watch_event") if not hasattr(ConnectionHandler, name)
+        f"ConnectionHandler.{name}"
+        for name in ("zk_loop", "_invoke", "_read_watch_event")
+        if not hasattr(ConnectionHandler, name)
     ]
     if missing:
         raise DiscoveryError(
@@ -202,6 +215,14 @@ class _Connection(ConnectionHandler):  # type: ignore[misc]  # kazoo has no type
     def __init__(self, client: KazooClient, deliver: Callable[[Delivery], None], log: _Log) -> None:
         super().__init__(client, client._conn_retry.copy(), logger=log)
         self._deliver = deliver
+
+    def zk_loop(self) -> None:
+        """Run the connection until it is closed. The whole of kazoo's thread runs in here."""
+        try:
+            super().zk_loop()
+        # What ends the thread would be printed and forgotten; a name of a host that can't be encoded is one such thing.
+        except Exception as error:  # noqa: BLE001
+            self._deliver(Closed(f"{type(error).__name__}: {error}"))
 
     def _invoke(self, timeout: float, request: object, xid: int | None = None) -> object:
         # Part of making a connection. A server of 3.8 that has just been started may forget to answer the first ones.
@@ -244,30 +265,33 @@ class _Handler(SequentialThreadingHandler):  # type: ignore[misc]  # kazoo has n
 
     def select(
         self,
-        rlist: Sequence[socket.socket],
-        wlist: Sequence[socket.socket],
-        xlist: Sequence[socket.socket],
+        rlist: Sequence[_Socket],
+        wlist: Sequence[_Socket],
+        xlist: Sequence[_Socket],
         timeout: float | None = None,
-    ) -> tuple[list[socket.socket], list[socket.socket], list[socket.socket]]:
+    ) -> tuple[list[_Socket], list[_Socket], list[_Socket]]:
         """Wait until one of the sockets is ready; as ``select.select``.
 
         Raises:
           OSError: :meth:`abort` was called.
         """
+        ahead = [sock for sock in rlist if isinstance(sock, _ReadAhead) and sock.pending()]
         poll = select.poll()
         for sock in rlist:
             poll.register(sock, select.POLLIN)
         for sock in wlist:
             poll.register(sock, select.POLLOUT)
         poll.register(self._abort_receiver, select.POLLIN)
-        ready = {fd for fd, _ in poll.poll(None if timeout is None else math.ceil(timeout * 1000))}
+        wait = 0 if ahead else None if timeout is None else math.ceil(timeout * 1000)
+        ready = {fd for fd, _ in poll.poll(wait)}
+        ready.update(sock.fileno() for sock in ahead)
         if self._abort_receiver.fileno() in ready:
             raise OSError(errno.ECONNABORTED, "closed")
         return [s for s in rlist if s.fileno() in ready], [s for s in wlist if s.fileno() in ready], []
 
     def create_connection(
         self, address: tuple[str, int], hostname: str = "", timeout: float = 0.0, **_: object
-    ) -> socket.socket:
+    ) -> _ReadAhead:
         """Return a socket connected to ``address``, over TLS if that is wanted.
 
         Raises:
@@ -283,7 +307,7 @@ class _Handler(SequentialThreadingHandler):  # type: ignore[misc]  # kazoo has n
             self._wait(sock, deadline, writable=True)
             if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise OSError(error, os.strerror(error))
-            return sock if self._tls is None else self._over_tls(sock, hostname, deadline)
+            return _ReadAhead(sock if self._tls is None else self._over_tls(sock, hostname, deadline))
         except ValueError as error:  # a password or certificate that can't be used
             sock.close()
             raise OSError(errno.EINVAL, str(error)) from error  # kazoo shows the second
@@ -314,6 +338,37 @@ class _Handler(SequentialThreadingHandler):  # type: ignore[misc]  # kazoo has n
         left = max(0.0, deadline - time.monotonic())
         if not any(self.select([] if writable else [sock], [sock] if writable else [], [], left)):
             raise TimeoutError(errno.ETIMEDOUT, "the connection could not be made in time")
+
+
+class _ReadAhead:
+    """A socket of which as much is read at once as is there.
+
+    kazoo waits and reads twice for each event and each answer, and every system call gives up the interpreter to other
+    threads. In a burst of ten thousand events, those calls were most of the time.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._ahead = b""
+        self._position = 0
+        self.send = sock.send
+        self.close = sock.close
+        self.fileno = sock.fileno
+        self.setblocking = sock.setblocking
+
+    def pending(self) -> int:
+        """Return how much can be read without waiting, as of an SSL socket; kazoo asks for it before it waits."""
+        left = len(self._ahead) - self._position
+        return left or (self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0)
+
+    def recv(self, size: int) -> bytes:
+        """Return at most ``size`` bytes; empty at the end."""
+        if self._position == len(self._ahead):
+            if size >= _AHEAD:  # the rest of a long answer
+                return self._sock.recv(size)
+            self._ahead, self._position = self._sock.recv(_AHEAD), 0
+        begin, self._position = self._position, min(self._position + size, len(self._ahead))
+        return self._ahead[begin : self._position]
 
 
 class _Log(logging.LoggerAdapter[logging.Logger]):

@@ -8,7 +8,7 @@ answered, are those of ``zookeeper.jute`` in ZooKeeper's source; all numbers are
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, NamedTuple
@@ -51,8 +51,10 @@ _ANY_WATCHER: Final = 3
 
 _INT: Final = struct.Struct("!i")
 _MULTI_HEADER: Final = struct.Struct("!i?i")  # operation, whether this is the end, error
-_STAT: Final = struct.Struct("!8xq28xq4xi8x")  # only mzxid, ephemeralOwner and numChildren are of interest
-_MULTI_END: Final = _MULTI_HEADER.pack(-1, True, -1)
+_PART_HEADER: Final = struct.Struct("!i?ii")  # the same, and the integer that the part begins with
+_STAT: Final = struct.Struct("!qq28xq4xi8x")  # only czxid, mzxid, ephemeralOwner and numChildren are of interest
+_ERROR: Final = -1  # instead of the operation, where it was refused
+_MULTI_END: Final = _MULTI_HEADER.pack(_ERROR, True, -1)
 
 
 class ProtocolError(ValueError):
@@ -83,12 +85,14 @@ class Data(NamedTuple):
       mzxid: the transaction that last changed the data, or created the znode. No two states share one.
       ephemeral: whether it belongs to a session. Such a znode never has children.
       children: how many it has.
+      czxid: the transaction that created the znode. One that was deleted and created again is another znode.
     """
 
     content: bytes
     mzxid: int
     ephemeral: bool
     children: int
+    czxid: int
 
 
 class Refusal(NamedTuple):
@@ -156,13 +160,12 @@ def single_read(what: Read, path: str, *, watch: bool) -> Request:
 
 def multi_read(reads: Sequence[tuple[Read, str]]) -> Request:
     """Return the request for many reads of data and children at once."""
-    body = bytearray()
+    parts: list[bytes] = []
     for what, path in reads:
-        body += _MULTI_HEADER.pack(what, False, -1)
-        body += _text(path)
-        body += b"\0"  # no watch
-    body += _MULTI_END
-    return Request(_MULTI_READ, bytes(body))
+        encoded = path.encode()
+        parts += (_PART_HEADER.pack(what, False, -1, len(encoded)), encoded, b"\0")  # no watch
+    parts.append(_MULTI_END)
+    return Request(_MULTI_READ, b"".join(parts))
 
 
 # Answers
@@ -175,9 +178,18 @@ def answer_of(what: Read, reply: Reply) -> Answer:
       ProtocolError: the bytes are no such answer.
     """
     try:
-        return _answer(what, *reply)[0]
+        answer, end = _answer(what, *reply)
+        _require_end(reply.buffer, end)
     except (struct.error, ValueError) as error:
         raise ProtocolError(f"the answer of a read can't be understood: {error}") from None
+    return answer
+
+
+def _answer(what: Read, buffer: bytes, offset: int) -> tuple[Answer, int]:
+    if what is Read.EXISTS:
+        return Exists(), offset + _STAT.size
+    (number,) = _INT.unpack_from(buffer, offset)
+    return (_data if what is Read.DATA else _names)(number, buffer, offset + _INT.size)
 
 
 def answers_of(reads: Sequence[tuple[Read, str]], reply: Reply) -> list[Answer]:
@@ -187,44 +199,53 @@ def answers_of(reads: Sequence[tuple[Read, str]], reply: Reply) -> list[Answer]:
       ProtocolError: the bytes are no such answers.
     """
     try:
-        answers = list(_answers(*reply))
+        return _answers(reads, *reply)
     except (struct.error, ValueError) as error:
         raise ProtocolError(f"the answer of a multiRead can't be understood: {error}") from None
-    if len(answers) != len(reads):
-        raise ProtocolError(f"a multiRead of {len(reads)} reads was answered with {len(answers)}")
+
+
+def _answers(reads: Sequence[tuple[Read, str]], buffer: bytes, offset: int) -> list[Answer]:
+    answers: list[Answer] = []
+    for what, path in reads:
+        # An integer follows each header but the last: a length of data, a number of names, or an error.
+        operation, done, _, number = _PART_HEADER.unpack_from(buffer, offset)
+        offset += _PART_HEADER.size
+        if done or operation not in (what, _ERROR):
+            raise ValueError(f"found operation {operation}, expected {what} of {path!r}")
+        if operation == _GET_DATA:
+            data, offset = _data(number, buffer, offset)
+            answers.append(data)
+        elif operation == _GET_CHILDREN:
+            names, offset = _names(number, buffer, offset)
+            answers.append(names)
+        else:
+            answers.append(Refusal(number))
+    _, done, _ = _MULTI_HEADER.unpack_from(buffer, offset)
+    if not done:
+        raise ValueError(f"there are more than {len(reads)} answers")
+    _require_end(buffer, offset + _MULTI_HEADER.size)
     return answers
 
 
-def _answers(buffer: bytes, offset: int) -> Iterator[Answer]:
-    while True:
-        operation, done, _ = _MULTI_HEADER.unpack_from(buffer, offset)
-        offset += _MULTI_HEADER.size
-        if done:
-            return
-        if operation < 0:
-            yield Refusal(_INT.unpack_from(buffer, offset)[0])
-            offset += _INT.size
-        else:
-            answer, offset = _answer(Read(operation), buffer, offset)
-            yield answer
+def _data(length: int, buffer: bytes, offset: int) -> tuple[Data, int]:
+    """Return the data of that many bytes and the stat that stand at ``offset``, and where they end."""
+    end = offset + length if length > 0 else offset  # -1 where there is none
+    czxid, mzxid, owner, children = _STAT.unpack_from(buffer, end)
+    return Data(buffer[offset:end], mzxid, owner != 0, children, czxid), end + _STAT.size
 
 
-def _answer(what: Read, buffer: bytes, offset: int) -> tuple[Answer, int]:
-    """Return one answer, and where the next one begins."""
-    if what is Read.CHILDREN:
-        (count,) = _INT.unpack_from(buffer, offset)
-        offset += _INT.size
-        names = []
-        for _ in range(count):
-            name, offset = _buffer(buffer, offset)
-            names.append(name.decode())
-        return tuple(names), offset
-    content = b""
-    if what is Read.DATA:
-        content, offset = _buffer(buffer, offset)
-    mzxid, owner, children = _STAT.unpack_from(buffer, offset)
-    offset += _STAT.size
-    return (Exists() if what is Read.EXISTS else Data(content, mzxid, owner != 0, children)), offset
+def _names(count: int, buffer: bytes, offset: int) -> tuple[tuple[str, ...], int]:
+    """Return that many names at ``offset``, and where they end."""
+    names = []
+    for _ in range(count):
+        name, offset = _buffer(buffer, offset)
+        names.append(name.decode())
+    return tuple(names), offset
+
+
+def _require_end(buffer: bytes, offset: int) -> None:
+    if offset != len(buffer):
+        raise ValueError(f"{len(buffer) - offset} bytes follow its end")
 
 
 def _buffer(buffer: bytes, offset: int) -> tuple[bytes, int]:

@@ -61,7 +61,7 @@ _BATCHES: Final = 4  # multiReads of one reader under way
 _SINGLES: Final = 64  # single reads of one reader under way
 _BATCH: Final = 500  # reads in a multiRead, at the most
 _BATCH_BYTES: Final = 2 * 1024 * 1024  # what a multiRead should answer at the most; a znode may have 1 MB
-_FIRST_GUESS: Final = 8 * 1024  # bytes a read, until one was read
+_FIRST_BATCH: Final = 8  # reads in the first multiRead of many, whose sizes nobody knows
 _DRAIN: Final = 1_000  # deliveries that are taken over in one step of the Trio loop
 _GRACE: Final = 2.0  # seconds for a server to end the session
 _CONNECTING_GRACE: Final = 0.5  # the same where there is no connection: one that is being made may have a session
@@ -130,7 +130,7 @@ class _Operation:
     def __init__(self) -> None:
         self.usable = True
         self._worked = False
-        self._losses = 0
+        self._lost_on: set[int] = set()
 
     def refused(self) -> None:
         """Note that the server does not do it."""
@@ -140,10 +140,10 @@ class _Operation:
         """Note that it was answered."""
         self._worked = True
 
-    def lost(self) -> None:
-        """Note that the connection was lost over it."""
-        self._losses += 1
-        if not self._worked and self._losses >= _LOSSES:
+    def lost(self, connection: int) -> None:
+        """Note that the connection of this number was lost before it was answered."""
+        self._lost_on.add(connection)
+        if not self._worked and len(self._lost_on) >= _LOSSES:
             self.usable = False
 
 
@@ -163,9 +163,9 @@ class Session:
         self._state: ConnectionEvent | None = None
         self._session_id = 0
         self._connections = self._expirations = self._events = self._requests = 0
-        self._bytes_per_read: float = _FIRST_GUESS
         self._ended = trio.Event()
         self._why_ended = ""
+        self._closing = False
         self.recursive_watches = _Operation()
         """``addWatch``."""
         self.batched_reads = _Operation()
@@ -237,6 +237,8 @@ class Session:
             path = path.rpartition("/")[0] or "/"
 
     def _change_state(self, state: ConnectionEvent) -> None:
+        if self._closing:
+            return
         self._state = state
         for pending in tuple(self._under_way):
             self._settle(pending, LostError(f"the connection to {self._ensemble} was lost before the answer came"))
@@ -276,14 +278,12 @@ class Session:
     async def _make_room(self) -> None:
         """Wait until one more request may be under way, and claim its place.
 
+        There is no deadline: this waits for the answers to others, who have one, and ends with the connection.
+
         Raises:
           LostError: there is no connection.
-          LateError: there was no room in time.
         """
-        with trio.move_on_after(self._timeout) as scope:
-            await self._window.acquire()
-        if scope.cancelled_caught:
-            raise self._late()
+        await self._window.acquire()
         if not self.connected:
             self._window.release()
             raise LostError(self.trouble)
@@ -325,14 +325,16 @@ class Session:
         """
         if not self.recursive_watches.usable:
             return False
+        connection = self._connections
+        under_way: list[_Pending] = []
         try:
-            under_way = []
             for root in roots:
                 await self._make_room()
                 under_way.append(self._send(add_watch(root)))
             outcomes = [await self._reply(pending) for pending in under_way]
         except LostError:
-            self.recursive_watches.lost()
+            if under_way:
+                self.recursive_watches.lost(connection)
             raise
         if any(isinstance(outcome, Refusal) for outcome in outcomes):
             self.recursive_watches.refused()
@@ -379,33 +381,34 @@ class Session:
     ) -> None:
         under_way: deque[tuple[Sequence[tuple[Read, str]], _Pending]] = deque()
         position = 0
+        size = _FIRST_BATCH
         while position < len(reads) or under_way:
             if position < len(reads) and len(under_way) < _BATCHES:
-                batch = reads[position : position + self._batch_size()]
+                batch = reads[position : position + size]
                 position += len(batch)
                 await self._make_room()
                 under_way.append((batch, self._send(multi_read(batch))))
                 continue
             batch, pending = under_way.popleft()
-            for (what, path), answer in zip(batch, await self._batch_answers(batch, pending), strict=True):
+            reply = await self._batch_reply(pending)
+            for (what, path), answer in zip(batch, answers_of(batch, reply), strict=True):
                 take(what, path, answer)
+            # As many as should keep the answer within bounds; what comes may be larger than what came, so not at once.
+            fitting = _BATCH_BYTES * len(batch) // max(1, len(reply.buffer) - reply.offset)
+            size = max(1, min(2 * size, fitting, _BATCH))
 
-    def _batch_size(self) -> int:
-        """Return how many reads to ask for at once, so that the answer keeps within bounds."""
-        return max(1, min(_BATCH, int(_BATCH_BYTES / self._bytes_per_read)))
-
-    async def _batch_answers(self, batch: Sequence[tuple[Read, str]], pending: _Pending) -> list[Answer]:
+    async def _batch_reply(self, pending: _Pending) -> Reply:
+        connection = self._connections
         try:
             outcome = await self._reply(pending)
         except LostError:
-            self.batched_reads.lost()
+            self.batched_reads.lost(connection)
             raise
         if isinstance(outcome, Refusal):
             self.batched_reads.refused()
             raise LostError(f"{self._ensemble} does not do multiRead")  # it drops the connection with that answer
         self.batched_reads.worked()
-        self._bytes_per_read = max(1.0, (len(outcome.buffer) - outcome.offset) / len(batch))
-        return answers_of(batch, outcome)
+        return outcome
 
     @asynccontextmanager
     async def follow(self, roots: Collection[str]) -> AsyncIterator[Follower]:
@@ -430,7 +433,9 @@ class Session:
                 self._followers[root].remove(follower)
                 if not self._followers[root]:
                     del self._followers[root]
-            if self._count and self.connected:  # without followers, the session is about to be closed
+            if (
+                self._count and self.connected and self.recursive_watches.usable
+            ):  # without followers, the session is about to be closed
                 with trio.move_on_after(_PARTING) as scope:
                     scope.shield = True
                     await self._take_back_watches(roots)
@@ -501,7 +506,7 @@ async def open_session(ensemble: Ensemble) -> AsyncIterator[Session]:
     thread that hangs in the resolver of names is left behind, and ends by itself.
 
     Raises:
-      DiscoveryError: this kazoo can't be used, or the session can't go on: the server refuses the credentials, say.
+      DiscoveryError: this kazoo can't be used; or, in an exception group, the session can't go on.
     """
     session = Session(ensemble)
     async with trio.open_nursery() as nursery:
@@ -509,8 +514,9 @@ async def open_session(ensemble: Ensemble) -> AsyncIterator[Session]:
         try:
             nursery.start_soon(session._wait_ended)
             yield session
-            nursery.cancel_scope.cancel()
         finally:
+            nursery.cancel_scope.cancel()
+            session._closing = True
             with trio.CancelScope(shield=True):
                 await _close(session)
 

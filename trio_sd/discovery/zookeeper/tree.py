@@ -2,18 +2,19 @@
 
 Every znode is a source of its own, as in Prometheus. Three rules decide what is shown:
 
-- A znode that is gone takes its group with it. A znode without data has no group, and is nothing to talk about: the
-  parents of members are such.
+- A znode that is gone takes its group with it, also if another one of its name has taken its place.
 - A znode that can't be used, because its data don't parse or may not be read, is a *trouble*. It keeps the group that
-  it had, in this run or in the one before; if it had none, it is left out.
+  it had, in this run or in the one before; if it had none, it is left out. A znode that never had data is nothing to
+  talk about: the parents of members are such.
 - Removal needs proof: a znode is gone when its own read said so, or when a *full read* was completed without meeting
   it, or any znode above it that may not be read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from types import MappingProxyType
 from typing import Final
 
@@ -22,7 +23,7 @@ from ...targets import NO_LABELS, TargetGroup
 from .members import MemberError, Parse
 from .protocol import NO_AUTH, Data, Refusal
 
-__all__ = ["Tree", "Trouble"]
+__all__ = ["Tree", "Trouble", "excerpt"]
 
 _UNREAD: Final = -1  # instead of a transaction's number: the data are not known
 
@@ -73,7 +74,7 @@ class Tree:
         self._last_known = last_known
         self._known: Mapping[str, TargetGroup] = MappingProxyType({})
         self._znodes: dict[str, _Znode] = {}
-        self._changed: dict[str, None] = {}  # ordered: the paths whose group is not what was last taken
+        self._changed: dict[str, TargetGroup | None] = {}  # what was last taken of those that may differ from it
         self._troubles: dict[str, Trouble] = {}
         self._new_troubles: dict[str, None] = {}
         self._members = 0
@@ -98,7 +99,7 @@ class Tree:
     @property
     def changed_paths(self) -> Collection[str]:
         """The znodes whose group is not what was last taken."""
-        return self._changed.keys()
+        return [path for path, taken in self._changed.items() if self._group(path) != taken]
 
     def take_new_troubles(self) -> list[Trouble]:
         """Return each trouble once, when it is new."""
@@ -107,7 +108,8 @@ class Tree:
 
     def take_changes(self) -> list[TargetGroup]:
         """Return the groups that differ from what was last taken; one without targets for each that is gone."""
-        changed, self._changed = self._changed, {}
+        changed = self.changed_paths
+        self._changed = {}
         return [self._group(path) or TargetGroup(self._source(path), ()) for path in changed]
 
     def take_all(self) -> list[TargetGroup]:
@@ -123,15 +125,20 @@ class Tree:
         if znode is not None and znode.mzxid == data.mzxid:
             znode.met = self._full_read
             return
-        before = znode.group if znode is not None else None
         group, reason = self._parsed(path, data.content)
-        if reason or (group is None and before is not None):
-            last_good = before or self._known.get(self._source(path))
+        if group is not None:
+            self._no_trouble(path)
+            self._set(path, data.mzxid, group)
+            return
+        if znode is None:
+            last_good = self._known.get(self._source(path))
+        else:
+            last_good = znode.group if data.czxid <= znode.mzxid or znode.mzxid == _UNREAD else None
+        if reason or last_good is not None:
             self._trouble(path, reason or "its data are empty", stale=last_good is not None)
-            group = last_good
         else:
             self._no_trouble(path)
-        self._set(path, data.mzxid, group)
+        self._set(path, data.mzxid, last_good)
 
     def refuse(self, path: str, refusal: Refusal) -> None:
         """Take that the server did not let a znode be read."""
@@ -146,7 +153,7 @@ class Tree:
         znode = self._znodes.pop(path, None)
         if znode is not None and znode.group is not None:
             self._members -= 1
-            self._changed[path] = None
+            self._changed.setdefault(path, znode.group)
         self._no_trouble(path)
 
     def begin_full_read(self) -> None:
@@ -157,8 +164,10 @@ class Tree:
 
     def end_full_read(self) -> None:
         """Remove the znodes that the full read did not meet, but those below one that may not be read."""
-        unread = {path for path, znode in self._znodes.items() if znode.mzxid == _UNREAD}
         unmet = [path for path, znode in self._znodes.items() if znode.met != self._full_read]
+        unread = {
+            path for path, znode in self._znodes.items() if znode.mzxid == _UNREAD and znode.met == self._full_read
+        }
         for path in unmet:
             if unread.isdisjoint(_above(path)):
                 self.remove(path)
@@ -169,7 +178,7 @@ class Tree:
     def _keep_known_below(self, unread: set[str]) -> None:
         """Show what the run before this one has found below znodes that may not be read any more."""
         for source, group in self._known.items():
-            path = self._chroot + source
+            path = self._chroot + source if source != "/" else self._chroot or "/"
             if path not in self._znodes and not unread.isdisjoint(_above(path)):
                 self._trouble(path, "a znode above it may not be read", stale=True)
                 self._set(path, _UNREAD, group)
@@ -192,7 +201,7 @@ class Tree:
             znode = self._znodes[path] = _Znode(mzxid, None, self._full_read)
         if group != znode.group:
             self._members += (group is not None) - (znode.group is not None)
-            self._changed[path] = None
+            self._changed.setdefault(path, znode.group)
         znode.mzxid, znode.group, znode.met = mzxid, group, self._full_read
 
     def _trouble(self, path: str, reason: str, *, stale: bool) -> None:
@@ -219,7 +228,7 @@ def _above(path: str) -> Iterator[str]:
         yield path
 
 
-def excerpt(troubles: Iterable[Trouble], length: int = 10) -> tuple[str, ...]:
+def excerpt(troubles: Collection[Trouble], length: int = 10) -> tuple[str, ...]:
     """Return what to tell of many troubles: the first few of them, and how many more there are."""
-    texts = [str(trouble) for trouble in troubles]
-    return (*texts[:length], *([f"{len(texts) - length} more znodes like that"] if len(texts) > length else ()))
+    texts = [str(trouble) for trouble in islice(troubles, length)]
+    return (*texts, f"{len(troubles) - length} more znodes like that") if len(troubles) > length else tuple(texts)

@@ -55,12 +55,12 @@ class Walk:
 
     def _take(self, what: Read, path: str, answer: Answer) -> None:
         self.count += 1
+        if isinstance(answer, Data):  # nearly all are, and `match` takes twice as long
+            if self._may_have_children(answer) and (self._full or path not in self._tree):
+                self._next.append((Read.CHILDREN, path))
+            self._tree.put(path, answer)
+            return
         match answer:
-            case Data():
-                known = path in self._tree
-                self._tree.put(path, answer)
-                if (self._full or not known) and self._may_have_children(answer):
-                    self._next.append((Read.CHILDREN, path))
             case Exists():  # it was created a moment ago
                 self._next.append((Read.DATA, path))
             case Refusal(code) if code != NO_NODE:
