@@ -208,8 +208,9 @@ async def test_one_watch_a_path_and_none_when_it_is_over(tmp_path: Path) -> None
 
 
 async def test_an_absent_root_is_an_empty_result_and_seen_when_it_comes(
-    proxy: Proxy, tree: Tree, zookeeper_root: str
+    proxy: Proxy, tree: Tree, zookeeper_root: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     root = zookeeper_root
     async with following(config(proxy.hosts, f"{root}/a/b")) as view:
         await view.manager.wait_synced()
@@ -220,6 +221,9 @@ async def test_an_absent_root_is_an_empty_result_and_seen_when_it_comes(
             await tree.delete(root)
             await view.until({}, SOON)
         assert view.details().counters["full_reads"] == 1  # all of it by watches
+    messages = [record.message for record in caplog.records]
+    for told in (f"znode {root}/a/b does not exist", f"no longer: znode {root}/a/b does not exist"):
+        assert any(message.endswith(told) for message in messages)
 
 
 async def test_nothing_goes_when_a_connection_is_lost_and_one_update_brings_the_truth(
@@ -404,6 +408,12 @@ async def test_a_lost_watch_is_mended_and_counted(
             while not (groups := await receive.receive()):
                 pass
             assert groups[0].targets[0][ADDRESS_LABEL] == "unseen:1"
+            assert discoverer.statistics().counters["mended"] == 1
+            while await receive.receive():  # a refresh; watches are set again with each
+                pass
+            await tree.set(f"{root}/m", member("seen"))
+            while not await receive.receive():
+                pass
             assert discoverer.statistics().counters["mended"] == 1
             running.cancel_scope.cancel()
 

@@ -86,6 +86,7 @@ class ZooKeeperDiscoverer:
         self._recursive = True
         self._synced = False
         self._failure = ""
+        self._logged: frozenset[str] = frozenset()
         self._pause = _FIRST_RETRY
         self._full_reads = self._mended = self._answers = 0
 
@@ -191,9 +192,8 @@ class ZooKeeperDiscoverer:
         return trio.current_time() + pause
 
     async def _read_all(self, session: Session, follower: Follower, *, proven: bool) -> None:
-        """Set the watches if need be, and read everything; with ``proven``, no difference is expected."""
-        if not proven:
-            self._recursive = await session.watch_recursively(self._roots)
+        """Set the watches, and read everything; with ``proven``, no difference is expected."""
+        self._recursive = await session.watch_recursively(self._roots)  # changes nothing where they are set
         self._tree.begin_full_read()
         await self._walk(session, [(Read.DATA, root) for root in self._roots], full=True)
         self._tree.end_full_read()
@@ -232,6 +232,14 @@ class ZooKeeperDiscoverer:
             self._answers += walk.count
             self._log_troubles()
 
+    def _log_notes(self) -> None:
+        """Log each note once when it appears, and once when it is gone."""
+        logged, self._logged = self._logged, frozenset(self._notes())
+        for text in sorted(self._logged - logged):
+            logger.warning("%s: %s", self._ensemble, text)
+        for text in sorted(logged - self._logged):
+            logger.info("%s: no longer: %s", self._ensemble, text)
+
     def _log_troubles(self) -> None:
         troubles = self._tree.take_new_troubles()
         for trouble in troubles[:_LOGGED]:
@@ -244,3 +252,4 @@ class ZooKeeperDiscoverer:
         if groups or full:  # sending no groups says "looked again, nothing changed"
             await updates.send(groups)
         self._synced = True
+        self._log_notes()
