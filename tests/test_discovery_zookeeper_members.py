@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trio_sd.discovery.zookeeper.gojson import decode, fold
@@ -181,6 +182,11 @@ def test_unknown_fields_may_hold_anything() -> None:
         ('"serviceEndpoint": {"host": "a", "port": 1}, "serviceEndpoint": null', "a:1"),
         ('"serviceEndpoint": null, "serviceEndpoint": {"port": 1}', ":1"),
         ('"serviceEndpoint": {"host": "a", "port": 1}, "serviceEndpoint": {}', "a:1"),
+        ('"serviceEndpoint": {"host": "a", "port": 1}, "serviceEndpoint": {"host": "b", "port": 2}', "b:2"),
+        ('"serviceEndpoint": {"host": "a", "port": 1}, "serviceEndpoint": {"host": null, "port": 2}', "a:2"),
+        ('"serviceEndpoint": {"host": "a", "port": 1}, "serviceEndpoint": {"host": "b", "port": null}', "b:1"),
+        ('"serviceEndpoint": {"port": 1, "host": "a"}', "a:1"),
+        ('"serviceEndpoint": {"port": 1, "port": 2}', ":2"),
     ],
 )
 def test_repeated_structs_are_one(pairs: str, address: str) -> None:
@@ -370,6 +376,19 @@ def test_some_nesting_is_fine() -> None:
         ("7", "found a number, expected an object"),
         ('{"serviceEndpoint": []}', "serviceEndpoint: found a list, expected an object"),
         ('{"SERVICEENDPOINT": {"Host": 7}}', "SERVICEENDPOINT.Host: found a number, expected a string"),
+        ('{"serviceEndpoint": [["host", "h"], ["port", 1]]}', "serviceEndpoint: found a list, expected an object"),
+        (
+            '{"serviceEndpoint": {"host": 7, "port": "x"}}',
+            "serviceEndpoint.host: found a number, expected a string",
+        ),
+        (
+            '{"serviceEndpoint": {"host": "h", "port": true}}',
+            "serviceEndpoint.port: found true or false, expected a whole number",
+        ),
+        (
+            '{"serviceEndpoint": {"host": "h", "port": 9223372036854775808}}',
+            "serviceEndpoint.port: found a number of more than 64 bits, expected a whole number",
+        ),
         ('{"additionalEndpoints": "x"}', "additionalEndpoints: found a string, expected an object"),
         (
             '{"additionalEndpoints": {"a b": {"port": "1"}}}',
@@ -444,15 +463,42 @@ def test_every_serverset_member_has_its_values_in_labels(member: dict[str, Any],
     assert serverset(json.dumps(member, ensure_ascii=ascii_only)) == expected
 
 
+endpoint_names = st.text("aZ0_-.\N{LATIN SMALL LETTER E WITH ACUTE}", max_size=3)
+
+
+@settings(max_examples=3 * settings().max_examples)
+@given(st.dictionaries(endpoint_names, endpoints, max_size=8))
+@example({})
+@example({"a-": {"port": 1}, "a": {"port": 2}, "a_": {"port": 3}, "a.": {"port": 4}})
+def test_the_labels_of_endpoints_are_in_order_whatever_their_names(additional: dict[str, Any]) -> None:
+    expected = {
+        "__address__": "h:80",
+        SERVERSET + "path": PATH,
+        SERVERSET + "status": "",
+        SERVERSET + "shard": "0",
+        SERVERSET + "endpoint_host": "h",
+        SERVERSET + "endpoint_port": "80",
+    }
+    for name, endpoint in sorted(additional.items()):
+        part = re.sub("[^a-zA-Z0-9_]", "_", name)
+        expected[f"{SERVERSET}endpoint_host_{part}"] = endpoint.get("host", "")
+        expected[f"{SERVERSET}endpoint_port_{part}"] = str(endpoint.get("port", 0))
+    labels = serverset({"serviceEndpoint": ENDPOINT, "additionalEndpoints": additional})
+    assert labels == Labels(expected)
+    backwards = dict(reversed(additional.items()))
+    assert serverset({"serviceEndpoint": ENDPOINT, "additionalEndpoints": backwards}) == labels
+
+
 @given(nerve_members, st.booleans())
 def test_every_nerve_member_has_its_values_in_labels(member: dict[str, Any], ascii_only: bool) -> None:
-    assert nerve(json.dumps(member, ensure_ascii=ascii_only)) == {
+    expected = {
         "__address__": address(member),
         NERVE + "path": PATH,
         NERVE + "endpoint_host": member.get("host", ""),
         NERVE + "endpoint_port": str(member.get("port", 0)),
         NERVE + "endpoint_name": member.get("name", ""),
     }
+    assert nerve(json.dumps(member, ensure_ascii=ascii_only)) == Labels(expected), "which are also in order"
 
 
 def respelled(value: object, spell: st.DataObject, names: bool = True) -> object:

@@ -429,6 +429,35 @@ def test_changes_tell_what_differs_from_what_was_given() -> None:
     assert take(reader) == {"a": SetChanges((group("y", "2"),), ("x", "z"))}
 
 
+def test_all_groups_of_a_set_that_had_none_are_told_in_its_order() -> None:
+    store = store_of({"a": ["q", "p"], "b": ["p"]})
+    reader = store.reader()
+    take(reader)
+    store.report("p", [group("b", "1"), group("a", "1")])
+    assert take(reader) == {
+        "a": SetChanges((group("a", "1"), group("b", "1"))),
+        "b": SetChanges((group("a", "1"), group("b", "1"))),
+    }
+    store.report("p", [group("a"), group("b")])
+    assert take(reader) == dict.fromkeys("ab", SetChanges((), ("a", "b")))
+    store.report("p", [group("b", "2"), group("a", "2")])
+    store.report("q", [group("d", "1"), group("a", "1")])
+    assert take(reader) == {
+        "a": SetChanges((group("a", "1"), group("d", "1"), group("a", "2"), group("b", "2"))),
+        "b": SetChanges((group("a", "2"), group("b", "2"))),
+    }
+
+
+def test_changes_of_a_set_whose_one_provider_is_another_now() -> None:
+    store = store_of({"a": ["p"], "b": ["q"]})
+    store.report("p", [group("x", "1"), group("y", "1"), group("z", "1")])
+    store.report("q", [group("y", "1"), group("z", "2")])
+    reader = store.reader()
+    take(reader)
+    store.apply({"a": ["q"], "b": ["q"]}, restarted=(), deadline=LATE)
+    assert take(reader) == {"a": SetChanges((group("z", "2"),), ("x",))}
+
+
 def test_changes_that_cancel_out_are_not_told() -> None:
     store = store_of({"a": ["p"]})
     store.report("p", [group("x", "1")])
@@ -816,6 +845,9 @@ def follow(state: State, update: Update) -> State:
     state = {name: dict(groups) for name, groups in state.items()}
     for name, changes in update.changes.items():
         mine = state.setdefault(name, {})
+        updated = {found.source for found in changes.updated}
+        assert changes.updated == tuple(g for g in update.snapshot.get(name, ()) if g.source in updated), "in order"
+        assert changes.removed == tuple(sorted(changes.removed))
         for source in changes.removed:
             assert source in mine, "what is removed was there"
             del mine[source]

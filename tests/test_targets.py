@@ -7,7 +7,7 @@ import gc
 import pickle
 import sys
 import tracemalloc
-from collections import UserDict
+from collections import UserDict, deque
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError
 from types import MappingProxyType
@@ -180,6 +180,16 @@ def test_labels_of_labels_share_their_content() -> None:
     assert size < 1_000 * 200
 
 
+@given(label_dicts)
+def test_labels_of_what_is_in_order_are_like_any_other(labels: dict[str, str]) -> None:
+    plain = Labels(labels)
+    made = Labels.of_sorted(tuple([text for item in sorted(labels.items()) for text in item]))
+    assert made == plain
+    assert made == labels
+    assert hash(made) == hash(plain)
+    assert list(made.items()) == list(plain.items())
+
+
 def test_labels_take_half_the_memory_of_a_dict() -> None:
     names = [ADDRESS_LABEL]
     gc.collect()
@@ -258,6 +268,15 @@ def test_group_keeps_the_label_sets_it_is_given() -> None:
     assert group.labels is labels
 
 
+@pytest.mark.parametrize("kind", [list, tuple, iter, deque])
+def test_group_of_one_target_is_the_same_whatever_the_target_comes_in(kind: Any) -> None:
+    for target in ({"a": "1"}, Labels({"a": "1"})):
+        group = TargetGroup("s", kind([target]))
+        assert group == TargetGroup("s", [{"a": "1"}])
+        assert type(group.targets) is tuple
+        assert type(group.targets[0]) is Labels
+
+
 def test_group_takes_any_iterable_of_targets() -> None:
     group = TargetGroup("s", cast("Any", ({"n": str(n)} for n in range(3))))
     assert group.targets == ({"n": "0"}, {"n": "1"}, {"n": "2"})
@@ -275,7 +294,7 @@ def test_group_targets_that_are_no_sequence_are_refused(targets: Any) -> None:
         TargetGroup("s", targets)
 
 
-@pytest.mark.parametrize("targets", ["host:80", ["host:80"], [None], [1], [[("a", "b")]]])
+@pytest.mark.parametrize("targets", ["host:80", ["host:80"], ("host:80",), [None], (None,), [1], [[("a", "b")]]])
 def test_group_targets_that_are_no_mappings_are_refused(targets: Any) -> None:
     with pytest.raises((TypeError, AttributeError)):
         TargetGroup("s", targets)

@@ -64,6 +64,16 @@ class Labels(Mapping[str, str]):
         labels._flat = (name, value)
         return labels
 
+    @classmethod
+    def of_sorted(cls, flat: tuple[str, ...]) -> Labels:
+        """Return a label set of alternating names and values, for parsers that know the order of the names.
+
+        Nothing is checked: the names are in order, none comes twice, and all are ``str``.
+        """
+        labels = cls.__new__(cls)
+        labels._flat = flat
+        return labels
+
     def __getitem__(self, name: str) -> str:
         pairs = iter(self._flat)
         for key in pairs:
@@ -130,7 +140,9 @@ class TargetGroup:
         # Written by hand because the generated one would set what is given first, and what is frozen after.
         freeze = object.__setattr__
         freeze(self, "source", source)
-        freeze(self, "targets", tuple([t if type(t) is Labels else Labels(t) for t in targets]))
+        # One label set alone is the usual case where a group is a target, and copying it takes a third of the time.
+        frozen = type(targets) is tuple and len(targets) == 1 and type(targets[0]) is Labels
+        freeze(self, "targets", targets if frozen else tuple([t if type(t) is Labels else Labels(t) for t in targets]))
         freeze(self, "labels", labels if type(labels) is Labels else Labels(labels))
 
 

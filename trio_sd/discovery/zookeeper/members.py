@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
 
@@ -72,18 +73,15 @@ def parse_serverset_member(data: bytes, path: str) -> Labels:
         (host, port), endpoints, status, shard = _serverset_member(decode(data))
     except GoJSONError as error:
         raise MemberError(str(error)) from None
-    additional = [(_label_part(name), *endpoint) for name, endpoint in sorted(endpoints.items())]
-    # Nearly in the order in which they end up, because sorting is quick then.
-    labels = {ADDRESS_LABEL: join_host_port(host, port), _SERVERSET_HOST: host}
-    for name, extra_host, _ in additional:
-        labels[f"{_SERVERSET_HOST}_{name}"] = extra_host
-    labels[_SERVERSET_PORT] = str(port)
-    for name, _, extra_port in additional:
-        labels[f"{_SERVERSET_PORT}_{name}"] = str(extra_port)
-    labels[_SERVERSET_PATH] = path
-    labels[_SERVERSET_SHARD] = str(shard)
-    labels[_SERVERSET_STATUS] = status
-    return Labels(labels)
+    additional = _additional_labels(tuple(endpoints)) if endpoints else ()
+    labels = [ADDRESS_LABEL, join_host_port(host, port), _SERVERSET_HOST, host]
+    for name, host_label, _ in additional:
+        labels += (host_label, endpoints[name][0])
+    labels += (_SERVERSET_PORT, str(port))
+    for name, _, port_label in additional:
+        labels += (port_label, str(endpoints[name][1]))
+    labels += (_SERVERSET_PATH, path, _SERVERSET_SHARD, str(shard), _SERVERSET_STATUS, status)
+    return Labels.of_sorted(tuple(labels))
 
 
 def parse_nerve_member(data: bytes, path: str) -> Labels:
@@ -96,14 +94,9 @@ def parse_nerve_member(data: bytes, path: str) -> Labels:
         host, port, name = _nerve_member(decode(data))
     except GoJSONError as error:
         raise MemberError(str(error)) from None
-    return Labels(
-        {
-            ADDRESS_LABEL: join_host_port(host, port),
-            _NERVE_HOST: host,
-            _NERVE_NAME: name,
-            _NERVE_PORT: str(port),
-            _NERVE_PATH: path,
-        }
+    address = join_host_port(host, port)
+    return Labels.of_sorted(
+        (ADDRESS_LABEL, address, _NERVE_HOST, host, _NERVE_NAME, name, _NERVE_PORT, str(port), _NERVE_PATH, path)
     )
 
 
@@ -137,6 +130,10 @@ def _nerve_member(document: object) -> _NerveMember:
 
 def _endpoint(value: object, before: _Endpoint, place: Place) -> _Endpoint:
     host, port = before
+    if type(value) is tuple and len(value) == 2:
+        (first, first_item), (second, second_item) = value
+        if first == "host" and second == "port":  # what nearly all are, without a look at each key
+            return string(first_item, host, place, first), integer(second_item, port, place, second)
     for key, item in pairs(value, place):
         match _FOLDED.get(key) or fold(key):
             case "host":
@@ -151,6 +148,15 @@ def _endpoints(value: object, before: _Endpoints, key: str) -> _Endpoints:
         return _NO_ENDPOINTS
     found = {name: _endpoint(item, _NO_ENDPOINT, (key, name)) for name, item in pairs(value, (key,))}
     return {**before, **found} if before else found
+
+
+# Nearly all members of a tree have endpoints of the same names. This is remembered for all managers together, because
+# it is pure and bounded: the names alone make the result, and nothing of one manager is seen by another.
+@lru_cache(maxsize=256)
+def _additional_labels(names: tuple[str, ...]) -> tuple[tuple[str, str, str], ...]:
+    """Return each endpoint's name and its labels for host and port, in the order of the labels."""
+    last = {_label_part(name): name for name in sorted(names)}
+    return tuple([(last[part], f"{_SERVERSET_HOST}_{part}", f"{_SERVERSET_PORT}_{part}") for part in sorted(last)])
 
 
 def _label_part(name: str) -> str:
