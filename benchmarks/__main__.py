@@ -9,10 +9,12 @@ from types import MappingProxyType
 
 import trio
 
-from . import files, manager, relabel
+from . import files, manager, relabel, zookeeper
 from .report import table
 
-BENCHMARKS = MappingProxyType({"manager": manager.run, "files": files.run, "relabel": relabel.run})
+BENCHMARKS = MappingProxyType(
+    {"manager": manager.run, "files": files.run, "relabel": relabel.run, "zookeeper": zookeeper.run}
+)
 
 
 def main() -> None:

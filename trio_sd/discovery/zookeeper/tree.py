@@ -197,8 +197,12 @@ class Tree:
 
     def _set(self, path: str, mzxid: int, group: TargetGroup | None) -> None:
         znode = self._znodes.get(path)
-        if znode is None:
-            znode = self._znodes[path] = _Znode(mzxid, None, self._full_read)
+        if znode is None:  # no group is compared with None: that takes long, ten thousand times
+            self._znodes[path] = _Znode(mzxid, group, self._full_read)
+            if group is not None:
+                self._members += 1
+                self._changed.setdefault(path, None)
+            return
         if group != znode.group:
             self._members += (group is not None) - (znode.group is not None)
             self._changed.setdefault(path, znode.group)
@@ -210,7 +214,7 @@ class Tree:
         self._troubles[path] = Trouble(self._source(path), reason, stale)
 
     def _no_trouble(self, path: str) -> None:
-        if self._troubles.pop(path, None) is not None:
+        if self._troubles and self._troubles.pop(path, None) is not None:
             self._new_troubles.pop(path, None)
 
     def _group(self, path: str) -> TargetGroup | None:
