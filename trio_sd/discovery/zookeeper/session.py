@@ -60,6 +60,7 @@ _WINDOW: Final = 128  # requests under way; kazoo's wake-up socket holds twice a
 _BATCHES: Final = 4  # multiReads of one reader under way
 _SINGLES: Final = 64  # single reads of one reader under way
 _BATCH: Final = 500  # reads in a multiRead, at the most
+_TURN: Final = 100  # answers that are taken before other tasks get their turn: some milliseconds of parsing
 _BATCH_BYTES: Final = 2 * 1024 * 1024  # what a multiRead should answer at the most; a znode may have 1 MB
 _FIRST_BATCH: Final = 8  # reads in the first multiRead of many, whose sizes nobody knows
 _DRAIN: Final = 1_000  # deliveries that are taken over in one step of the Trio loop
@@ -391,8 +392,11 @@ class Session:
                 continue
             batch, pending = under_way.popleft()
             reply = await self._batch_reply(pending)
-            for (what, path), answer in zip(batch, answers_of(batch, reply), strict=True):
+            answers = answers_of(batch, reply)
+            for number, ((what, path), answer) in enumerate(zip(batch, answers, strict=True), 1):
                 take(what, path, answer)
+                if number % _TURN == 0:
+                    await trio.lowlevel.checkpoint()
             # As many as should keep the answer within bounds; what comes may be larger than what came, so not at once.
             fitting = _BATCH_BYTES * len(batch) // max(1, len(reply.buffer) - reply.offset)
             size = max(1, min(2 * size, fitting, _BATCH))
