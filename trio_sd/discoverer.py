@@ -82,11 +82,13 @@ class DiscovererOptions:
       last_known: returns, by source, the groups that are still shown: of the run before this one, or of what a changed
         configuration replaces. A discoverer whose first full set has parts that can't be read now takes those parts
         from here. The mapping is immutable.
+      name: what the provider is called in statistics and in the log.
     """
 
     resources: Resources
     limits: Limits = field(default_factory=Limits)
     last_known: Callable[[], Mapping[str, TargetGroup]] = _nothing_known
+    name: str = "discoverer"
 
 
 class DiscovererConfig(ABC):

@@ -205,7 +205,7 @@ class Manager:
                 self._names_given += 1
 
     def _make_provider(self, name: str, config: DiscovererConfig) -> Provider:
-        options = DiscovererOptions(self._resources, self._limits, partial(self._store.last_known, name))
+        options = DiscovererOptions(self._resources, self._limits, partial(self._store.last_known, name), name)
         return Provider(name, config, options, self._store, backoff=self._backoff, rng=self._rng)
 
     def _give_up_on_stuck(self) -> None:

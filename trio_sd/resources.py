@@ -107,5 +107,14 @@ class Resources:
             shared.closed.set()
 
     def statistics(self) -> dict[str, int]:
-        """Return the number of users of each open resource, by the text of its key."""
-        return {str(key): len(shared.users) for key, shared in self._shared.items()}
+        """Return the number of users of each open resource, by the text of its key.
+
+        Keys may have the same text, because secrets are not shown: the second one is followed by ``#2``, and so on.
+        """
+        found: dict[str, int] = {}
+        for key, shared in self._shared.items():
+            text, number = str(key), 2
+            while text in found:
+                text, number = f"{key} #{number}", number + 1
+            found[text] = len(shared.users)
+        return found

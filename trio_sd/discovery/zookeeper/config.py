@@ -18,6 +18,7 @@ from .members import Parse, parse_nerve_member, parse_serverset_member
 __all__ = ["NerveSDConfig", "ServersetSDConfig"]
 
 _TIMEOUT: Final = Duration.of("10s")
+_LONGEST_TIMEOUT: Final = 24 * 60 * 60  # a server grants a minute at the most, unless it is told otherwise
 _REFRESH_INTERVAL: Final = Duration.of("5m")
 
 
@@ -53,6 +54,8 @@ class _ZooKeeperSDConfig(DiscovererConfig):
                 raise FieldError(("paths", index), str(error)) from None
         if not self.timeout.seconds > 0:
             raise FieldError("timeout", "the timeout must be greater than zero")
+        if self.timeout.seconds > _LONGEST_TIMEOUT:
+            raise FieldError("timeout", f"the timeout must be {_LONGEST_TIMEOUT} s at the most")
         if not self.refresh_interval.seconds > 0:
             raise FieldError("refresh_interval", "the refresh interval must be greater than zero")
 

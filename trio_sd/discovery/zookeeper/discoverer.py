@@ -32,12 +32,13 @@ import trio
 
 from ...discoverer import DiscovererOptions, DiscovererStatistics
 from ...errors import DiscoveryError
+from ...messages import quote
 from ...targets import TargetGroup
 from .ensemble import Ensemble
-from .events import Changed, Connected, Disconnected, LateError, LostError
+from .events import Changed, Connected, Disconnected, LateError, LostError, RefusedError
 from .members import Parse
 from .protocol import EventType, ProtocolError, Read
-from .tree import Tree, excerpt
+from .tree import Tree, above, excerpt
 from .walk import Walk
 
 if TYPE_CHECKING:
@@ -47,8 +48,10 @@ __all__ = ["ZooKeeperDiscoverer"]
 
 logger = logging.getLogger(__name__)
 
-_FIRST_RETRY: Final = 1.0  # seconds after a read that failed; doubles, up to the refresh interval
-_LOGGED: Final = 20  # troubles that are logged one by one, of those that were found at once
+_FIRST_PAUSE: Final = 1.0  # seconds after a read that failed; doubles each time
+_LONGEST_PAUSE: Final = 10.0  # and is never longer than this, or the refresh interval
+_FREE_LOSSES: Final = 3  # connections that may be lost over a full read before there is a pause
+_LOGGED: Final = 20  # troubles and notes that are logged one by one, of those that were found at once
 
 _Updates = trio.MemorySendChannel[Sequence[TargetGroup]]
 
@@ -76,10 +79,11 @@ class ZooKeeperDiscoverer:
         options: DiscovererOptions,
     ) -> None:
         self._ensemble = ensemble
-        self._chroot = chroot
+        self._paths = tuple(roots)
         self._roots = tuple(chroot + root if root != "/" else chroot or "/" for root in roots)
         self._refresh_interval = refresh_interval
         self._resources = options.resources
+        self._name = options.name
         self._rng = random.Random()
         self._tree = Tree(parse, chroot, options.last_known)
         self._session: Session | None = None
@@ -87,19 +91,23 @@ class ZooKeeperDiscoverer:
         self._synced = False
         self._failure = ""
         self._logged: frozenset[str] = frozenset()
-        self._pause = _FIRST_RETRY
+        self._pause = _FIRST_PAUSE
+        self._losses = 0  # connections lost over reading since the last success
+        self._read_in_session = 0  # the session in which everything was last read
         self._full_reads = self._mended = self._answers = 0
 
     def statistics(self) -> DiscovererStatistics:
         """Return what fails at present, what an operator should know, and how much was done."""
         tree = self._tree
-        stale = [trouble for trouble in tree.troubles if trouble.stale]
-        left_out = [trouble for trouble in tree.troubles if not trouble.stale]
+        # What could not be read, and what is shown though it may be out of date, is an error; a payload that never
+        # made sense is left out, and only noted.
+        failing = [trouble for trouble in tree.troubles if trouble.stale or trouble.unread]
+        left_out = [trouble for trouble in tree.troubles if not (trouble.stale or trouble.unread)]
         errors = [self._failure] if self._failure else []
         counters = {
             "znodes": len(tree),
             "members": tree.members,
-            "stale_members": len(stale),
+            "stale_members": sum(trouble.stale for trouble in failing),
             "bad_members": len(left_out),
             "full_reads": self._full_reads,
             "answers": self._answers,
@@ -117,13 +125,13 @@ class ZooKeeperDiscoverer:
                 "session_events": session.events,
                 "session_requests": session.requests,
             }
-        return DiscovererStatistics((*errors, *excerpt(stale)), (*self._notes(), *excerpt(left_out)), counters)
+        return DiscovererStatistics((*errors, *excerpt(failing)), (*self._notes(), *excerpt(left_out)), counters)
 
     def _notes(self) -> Iterator[str]:
         if self._synced:
-            for root in self._roots:
+            for path, root in zip(self._paths, self._roots, strict=True):
                 if root not in self._tree:
-                    yield f"znode {root[len(self._chroot) :] or '/'} does not exist"
+                    yield f"znode {quote(path)} does not exist"
             if not self._recursive:
                 yield "the server has no recursive watches; each znode is watched by itself"
 
@@ -140,7 +148,7 @@ class ZooKeeperDiscoverer:
         """
         if importlib.util.find_spec("kazoo") is None:
             raise DiscoveryError(
-                "ZooKeeper discovery needs kazoo; expected it installed: pip install 'trio-sd[zookeeper]'"
+                "ZooKeeper discovery needs kazoo, which is not installed; the extra trio-sd[zookeeper] has it"
             )
         from .session import open_session
 
@@ -157,56 +165,77 @@ class ZooKeeperDiscoverer:
         read_all_at = math.inf
         while True:
             event: Connected | Disconnected | Changed | None = None
-            with trio.CancelScope(deadline=read_all_at):
+            with trio.move_on_at(read_all_at):
                 event = await follower.next_event()
             if type(event) is Disconnected:
                 current, read_all_at = False, math.inf
                 continue
+            if type(event) is Changed and not current:  # the server is alive: don't wait longer than need be
+                read_all_at = min(read_all_at, trio.current_time() + _FIRST_PAUSE)
+                continue
             try:
-                if type(event) is not Changed:
-                    await self._read_all(session, follower, proven=current and event is None)
-                    current, read_all_at = True, trio.current_time() + self._next_refresh()
-                elif current:
+                if type(event) is Changed:
                     await self._look_at(session, event)
                 else:
-                    continue  # everything is going to be read
-            except (LostError, LateError, ProtocolError) as error:
+                    await self._pause_after_losses()
+                    await self._read_all(session, follower, reconcile=current and event is None)
+                    current, read_all_at = True, trio.current_time() + self._next_refresh()
+            except (LostError, LateError, RefusedError, ProtocolError) as error:
                 current = False
                 read_all_at = self._failed(error, session)
                 continue
-            self._failure, self._pause = "", _FIRST_RETRY
+            self._failure, self._pause, self._losses = "", _FIRST_PAUSE, 0
             await self._send(updates, full=type(event) is not Changed)
 
     def _next_refresh(self) -> float:
         return self._refresh_interval * self._rng.uniform(0.9, 1.1)
 
+    async def _pause_after_losses(self) -> None:
+        """Wait, if full reads were broken off again and again: perhaps it is they what breaks the connection."""
+        if self._losses > _FREE_LOSSES:
+            await trio.sleep(min(_FIRST_PAUSE * 2.0 ** (self._losses - _FREE_LOSSES - 1), _LONGEST_PAUSE))
+
     def _failed(self, error: Exception, session: Session) -> float:
         """Note that a read failed, and return when to try again."""
+        if isinstance(error, LostError):
+            self._losses += 1
         if not session.connected:
             return math.inf  # an event will tell when it is
         if not self._failure:
-            logger.warning("%s; what was found stays", error)
+            logger.warning("%s: %s; what was found stays", self._name, error)
         self._failure = str(error)
-        pause = self._pause
-        self._pause = min(pause * 2, self._refresh_interval)
+        pause = min(self._pause, _LONGEST_PAUSE, self._refresh_interval)
+        self._pause *= 2
         return trio.current_time() + pause
 
-    async def _read_all(self, session: Session, follower: Follower, *, proven: bool) -> None:
-        """Set the watches, and read everything; with ``proven``, no difference is expected."""
+    async def _read_all(self, session: Session, follower: Follower, *, reconcile: bool) -> None:
+        """Set the watches, and read everything; with ``reconcile``, count what watches should have told of."""
         self._recursive = await session.watch_recursively(self._roots)  # changes nothing where they are set
-        self._tree.begin_full_read()
+        self._tree.begin_full_read(trusting=session.session_id == self._read_in_session)
         await self._walk(session, [(Read.DATA, root) for root in self._roots], full=True)
         self._tree.end_full_read()
         self._log_troubles()
+        if not self._synced:
+            self._require_roots()
+        session.completed_full_read()
+        self._read_in_session = session.session_id
         self._full_reads += 1
-        if proven:
+        if reconcile:
             told = follower.changed_paths  # an event arrives before any answer that shows the change
-            mended = [
-                path for path in self._tree.changed_paths if told.isdisjoint((path, path.rpartition("/")[0] or "/"))
-            ]
+            mended = [path for path in self._tree.changed_paths if told.isdisjoint((path, *above(path)))]
             if mended:
                 self._mended += len(mended)
-                logger.error("%d znodes had changed without an event: %s …", len(mended), mended[0])
+                logger.error("%s: %d znodes had changed without an event: %s …", self._name, len(mended), mended[0])
+
+    def _require_roots(self) -> None:
+        """Check that no root is unknown because it may not be read: that would be taken for "nothing there".
+
+        Raises:
+          RefusedError: one is.
+        """
+        for trouble in self._tree.troubles:
+            if trouble.unread and not trouble.stale and trouble.path in self._paths:
+                raise RefusedError(f"znode {quote(trouble.path)}: {trouble.reason}")
 
     async def _look_at(self, session: Session, changed: Changed) -> None:
         """Read what watches have told of."""
@@ -235,17 +264,19 @@ class ZooKeeperDiscoverer:
     def _log_notes(self) -> None:
         """Log each note once when it appears, and once when it is gone."""
         logged, self._logged = self._logged, frozenset(self._notes())
-        for text in sorted(self._logged - logged):
-            logger.warning("%s: %s", self._ensemble, text)
-        for text in sorted(logged - self._logged):
-            logger.info("%s: no longer: %s", self._ensemble, text)
+        self._log(logging.WARNING, "", sorted(self._logged - logged))
+        self._log(logging.INFO, "no longer: ", sorted(logged - self._logged))
 
     def _log_troubles(self) -> None:
-        troubles = self._tree.take_new_troubles()
-        for trouble in troubles[:_LOGGED]:
-            logger.warning("%s: %s", self._ensemble, trouble)
-        if len(troubles) > _LOGGED:
-            logger.warning("%s: %d more znodes like that", self._ensemble, len(troubles) - _LOGGED)
+        """Log each trouble once when it appears, and once when it is over."""
+        self._log(logging.WARNING, "", self._tree.take_new_troubles())
+        self._log(logging.INFO, "no longer: ", self._tree.take_ended_troubles())
+
+    def _log(self, level: int, prefix: str, texts: Sequence[object]) -> None:
+        for text in texts[:_LOGGED]:
+            logger.log(level, "%s: %s: %s%s", self._name, self._ensemble, prefix, text)
+        if len(texts) > _LOGGED:
+            logger.log(level, "%s: %s: %s%d more like that", self._name, self._ensemble, prefix, len(texts) - _LOGGED)
 
     async def _send(self, updates: _Updates, *, full: bool) -> None:
         groups = self._tree.take_changes() if self._synced else self._tree.take_all()

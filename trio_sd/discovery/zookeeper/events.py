@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from ...errors import DiscoveryError
 from .protocol import EventType
 
-__all__ = ["Changed", "Closed", "Connected", "ConnectionEvent", "Disconnected", "Expired", "LateError", "LostError"]
+__all__ = [
+    "Changed",
+    "Closed",
+    "Connected",
+    "ConnectionEvent",
+    "Disconnected",
+    "Expired",
+    "LateError",
+    "LostError",
+    "RefusedError",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +63,7 @@ class LostError(DiscoveryError):
 
 class LateError(DiscoveryError):
     """No answer came in time, though the connection seems to be there."""
+
+
+class RefusedError(DiscoveryError):
+    """The server does not allow to read what everything begins with."""

@@ -58,8 +58,11 @@ logger = logging.getLogger(__name__)
 
 _FIRST_RETRY: Final = 0.1  # seconds until all servers are tried again; then 1.5 times as long each time
 _LONGEST_RETRY: Final = 0.4  # and never longer, plus kazoo's jitter of 40 %: a server that is back is found at once
-_HANDSHAKE: Final = 3.0  # seconds for a server to answer a new connection
+_HANDSHAKE: Final = 3.0  # seconds for a server to answer a new connection, or a third of the session's timeout
 _AHEAD: Final = 64 * 1024  # bytes that are read at once
+_NO_TROUBLE: Final = frozenset({"Transition to CONNECTING", "Session has expired"})  # warnings that states tell better
+_ENDED: Final = 2.0  # after so many timeouts without a connection, a session is taken to have ended
+_LONGEST_PAUSE: Final = 10.0  # seconds between connections that fail for a password or a certificate
 _SHORTEST_TIMEOUT: Final = 1.0  # seconds; kazoo also bounds the making of a connection with the session's timeout
 
 
@@ -95,7 +98,9 @@ class Link:
 
     def __init__(self, ensemble: Ensemble, deliver: Callable[[Delivery], None]) -> None:
         self._deliver = deliver
-        self._log = _Log(logger)
+        self._told: set[str] = set()  # why there is no connection
+        self._session_ends = math.inf  # when to take the session for ended though no server has said so
+        self._log = _Log(logger, self._on_warning)
         self._handler = _Handler(ensemble, self._before_connecting)
         self._ensemble = ensemble
         retry = KazooRetry(
@@ -130,11 +135,7 @@ class Link:
         return self._log.last_warning
 
     def send(self, request: Request, pending: PendingReply) -> None:
-        """Send a request.
-
-        Called while there is a connection: kazoo wakes its thread through a socket that holds some 270 wake-ups, and
-        one more than that blocks until the thread takes one.
-        """
+        """Send a request. Never blocks."""
         self._client._call(_Request(request), pending)
 
     def close(self) -> None:
@@ -148,16 +149,37 @@ class Link:
         self._handler.abort()
 
     def _before_connecting(self) -> None:
-        """Read the password, which may have changed. Called on kazoo's thread."""
+        """Give up a session that must have ended, and read the password anew. Called on kazoo's thread.
+
+        A server that has lost its data refuses, for ever, a client that has seen more than it holds. By the time that
+        the session has ended anyhow, nothing is lost by being a new client.
+        """
+        if time.monotonic() > self._session_ends:
+            self._session_ends = math.inf
+            self._client._session_callback(KeeperState.EXPIRED_SESSION)
         if (digest := self._ensemble.digest_auth) is not None:
             self._client.auth_data = {("digest", digest.credential().reveal())}
+
+    def _on_warning(self, text: str) -> None:
+        """Tell why there is no connection, each reason once; called on kazoo's thread.
+
+        Only that a connection was lost is told by a change of state, not why there is no first one, or no other one.
+        """
+        if self._client.client_state != KeeperState.CONNECTED and text not in self._told:
+            self._told.add(text)
+            self._deliver(Disconnected(text))
 
     def _on_state(self, state: str) -> None:
         """Hand over a change of state. Called on kazoo's thread."""
         if state == KazooState.CONNECTED:
+            self._told.clear()
+            self._handler.connected()
+            self._session_ends = math.inf
             self._log.last_warning = ""
             self._deliver(Connected(self._client.client_id[0]))
         elif state == KazooState.SUSPENDED:
+            self._session_ends = time.monotonic() + _ENDED * self._client._session_timeout / 1000
+            self._told.add(self._log.last_warning)
             self._deliver(Disconnected(self._log.last_warning))
         elif self._client.client_state == KeeperState.EXPIRED_SESSION:
             self._deliver(Expired())
@@ -173,7 +195,8 @@ def check_kazoo(client: object) -> None:
     Raises:
       DiscoveryError: it is not; the message names kazoo's version and what is missing.
     """
-    missing = [name for name in ("_call", "_connection", "_conn_retry") if not hasattr(client, name)]
+    ours = ("_call", "_connection", "_conn_retry", "_session_callback", "_session_timeout")
+    missing = [name for name in ours if not hasattr(client, name)]
     missing += [
         f"ConnectionHandler.{name}"
         for name in ("zk_loop", "_invoke", "_read_watch_event")
@@ -226,7 +249,8 @@ class _Connection(ConnectionHandler):  # type: ignore[misc]  # kazoo has no type
 
     def _invoke(self, timeout: float, request: object, xid: int | None = None) -> object:
         # Part of making a connection. A server of 3.8 that has just been started may forget to answer the first ones.
-        return super()._invoke(min(timeout, _HANDSHAKE), request, xid)
+        patience = max(_HANDSHAKE, self.client._session_timeout / 1000 / 3)
+        return super()._invoke(min(timeout, patience), request, xid)
 
     def _read_watch_event(self, buffer: bytes, offset: int) -> None:
         try:
@@ -243,6 +267,7 @@ class _Handler(SequentialThreadingHandler):  # type: ignore[misc]  # kazoo has n
         self._tls = ensemble.tls_config
         self._before_connecting = before_connecting
         self._aborted = threading.Event()
+        self._pause = 0.0  # seconds before the next connection is made
         self._abort_receiver, self._abort_sender = socket.socketpair()
         self.sleep_func = self._aborted.wait
 
@@ -262,6 +287,11 @@ class _Handler(SequentialThreadingHandler):  # type: ignore[misc]  # kazoo has n
         """Release what waiting needs; called when nothing waits any more."""
         self._abort_receiver.close()
         self._abort_sender.close()
+
+    def create_socket_pair(self) -> tuple[socket.socket, _WakeUp]:
+        """Return the sockets with which others wake kazoo's thread: the end to read, and the one to write."""
+        receiver, sender = socket.socketpair()
+        return receiver, _WakeUp(sender)
 
     def select(
         self,
@@ -297,30 +327,48 @@ class _Handler(SequentialThreadingHandler):  # type: ignore[misc]  # kazoo has n
         Raises:
           OSError: it can't be; kazoo tries again.
         """
+        self._aborted.wait(self._pause)
         deadline = time.monotonic() + timeout
-        sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
         try:
             self._before_connecting()
+            context = None if self._tls is None else self._tls.context()
+            sock = self._over_tcp(address, deadline)
+            if context is not None:
+                self._grow_pause()  # a TLS mistake shows in the handshake, or only when the server hangs up later
+                sock = self._over_tls(context, sock, hostname, deadline)
+        except ValueError as error:  # a password or a certificate that can't be used
+            self._grow_pause()
+            raise OSError(errno.EINVAL, str(error)) from error  # kazoo shows the second
+        return _ReadAhead(sock)
+
+    def connected(self) -> None:
+        """Note that there is a session."""
+        self._pause = 0.0
+
+    def _grow_pause(self) -> None:
+        """Wait longer before the next try: what a person has to mend is not tried five times a second."""
+        self._pause = min(max(_FIRST_RETRY, 2 * self._pause), _LONGEST_PAUSE)
+
+    def _over_tcp(self, address: tuple[str, int], deadline: float) -> socket.socket:
+        sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
+        try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.connect_ex(address)  # what it says now, it says again below
             self._wait(sock, deadline, writable=True)
             if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise OSError(error, os.strerror(error))
-            return _ReadAhead(sock if self._tls is None else self._over_tls(sock, hostname, deadline))
-        except ValueError as error:  # a password or certificate that can't be used
-            sock.close()
-            raise OSError(errno.EINVAL, str(error)) from error  # kazoo shows the second
         except BaseException:
             sock.close()
             raise
+        return sock
 
-    def _over_tls(self, plain: socket.socket, hostname: str, deadline: float) -> socket.socket:
+    def _over_tls(self, context: ssl.SSLContext, plain: socket.socket, hostname: str, deadline: float) -> socket.socket:
         assert self._tls is not None
-        sock = self._tls.context().wrap_socket(
-            plain, server_hostname=self._tls.server_name or hostname, do_handshake_on_connect=False
-        )
+        name = self._tls.server_name or hostname
+        sock = plain
         try:
+            sock = context.wrap_socket(plain, server_hostname=name, do_handshake_on_connect=False)
             while True:
                 try:
                     sock.do_handshake()
@@ -340,6 +388,25 @@ class _Handler(SequentialThreadingHandler):  # type: ignore[misc]  # kazoo has n
             raise TimeoutError(errno.ETIMEDOUT, "the connection could not be made in time")
 
 
+class _WakeUp:
+    """The end of a socket pair to which a byte is written for each request.
+
+    kazoo's own may block for ever: the bytes of requests that were lost with a connection stay in it until there is
+    another connection, some 270 fill it, and the next writer would be Trio's loop.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self.close = sock.close
+
+    def send(self, data: bytes) -> int:
+        """Write without waiting. Where it is full, kazoo's thread finds more wake-ups than there are requests."""
+        with suppress(BlockingIOError):
+            return self._sock.send(data)
+        return len(data)
+
+
 class _ReadAhead:
     """A socket of which as much is read at once as is there.
 
@@ -357,9 +424,11 @@ class _ReadAhead:
         self.setblocking = sock.setblocking
 
     def pending(self) -> int:
-        """Return how much can be read without waiting, as of an SSL socket; kazoo asks for it before it waits."""
-        left = len(self._ahead) - self._position
-        return left or (self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0)
+        """Return how much can be read without waiting, as of an SSL socket; kazoo asks for it before it waits.
+
+        TLS itself holds nothing back: a record is smaller than what is read at once.
+        """
+        return len(self._ahead) - self._position
 
     def recv(self, size: int) -> bytes:
         """Return at most ``size`` bytes; empty at the end."""
@@ -377,13 +446,19 @@ class _Log(logging.LoggerAdapter[logging.Logger]):
     kazoo's debug messages are dropped, because those of requests show passwords.
     """
 
-    last_warning = ""
+    def __init__(self, to: logging.Logger, on_warning: Callable[[str], None]) -> None:
+        super().__init__(to, {})
+        self.last_warning = ""
+        self._on_warning = on_warning
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:  # noqa: ANN401 (as LoggerAdapter's)
         """Pass a message on as one for debugging, and remember a warning."""
         if level >= logging.WARNING:
             text = str(msg) % args if args else str(msg)
-            if text != "Transition to CONNECTING":
+            for prefix in ("Connection dropped: ", "Connection time-out: ", "socket connection error: "):
+                text = text.removeprefix(prefix)  # nothing was dropped where nothing was connected
+            if text not in _NO_TROUBLE:
                 self.last_warning = text
+                self._on_warning(text)
         if level > logging.DEBUG:
             super().log(logging.DEBUG, f"kazoo: {msg}", *args, **kwargs)

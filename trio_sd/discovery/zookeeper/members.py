@@ -152,7 +152,7 @@ def _endpoints(value: object, before: _Endpoints, key: str) -> _Endpoints:
 
 # Nearly all members of a tree have endpoints of the same names. This is remembered for all managers together, because
 # it is pure and bounded: the names alone make the result, and nothing of one manager is seen by another.
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _additional_labels(names: tuple[str, ...]) -> tuple[tuple[str, str, str], ...]:
     """Return each endpoint's name and its labels for host and port, in the order of the labels."""
     last = {_label_part(name): name for name in sorted(names)}

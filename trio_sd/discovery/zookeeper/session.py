@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Sequence, Set
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final
 
 import trio
@@ -56,11 +57,13 @@ __all__ = ["Follower", "Session", "SessionStatistics", "open_session"]
 
 logger = logging.getLogger(__name__)
 
-_WINDOW: Final = 128  # requests under way; kazoo's wake-up socket holds twice as many
+_WINDOW: Final = 128  # requests under way
 _BATCHES: Final = 4  # multiReads of one reader under way
 _SINGLES: Final = 64  # single reads of one reader under way
 _BATCH: Final = 500  # reads in a multiRead, at the most
+_UTF8: Final = 3  # bytes of a character, at the most: ZooKeeper takes no other ones in a path
 _TURN: Final = 100  # answers that are taken before other tasks get their turn: some milliseconds of parsing
+_REQUEST_BYTES: Final = 256 * 1024  # paths in a multiRead; a server hangs up at 1 MB
 _BATCH_BYTES: Final = 2 * 1024 * 1024  # what a multiRead should answer at the most; a znode may have 1 MB
 _FIRST_BATCH: Final = 8  # reads in the first multiRead of many, whose sizes nobody knows
 _DRAIN: Final = 1_000  # deliveries that are taken over in one step of the Trio loop
@@ -130,12 +133,14 @@ class _Operation:
 
     def __init__(self) -> None:
         self.usable = True
+        self._refused = False
         self._worked = False
         self._lost_on: set[int] = set()
 
     def refused(self) -> None:
         """Note that the server does not do it."""
         self.usable = False
+        self._refused = True
 
     def worked(self) -> None:
         """Note that it was answered."""
@@ -146,6 +151,12 @@ class _Operation:
         self._lost_on.add(connection)
         if not self._worked and len(self._lost_on) >= _LOSSES:
             self.usable = False
+
+    def forgive(self) -> None:
+        """Try once more, if the losses were all that spoke against it: a bad day of the network may be over."""
+        if self._lost_on:
+            self.usable = self.usable or not self._refused
+            self._lost_on.clear()
 
 
 class Session:
@@ -159,14 +170,15 @@ class Session:
         self._link = Link(ensemble, self._hand_over)
         self._window = trio.Semaphore(_WINDOW)
         self._under_way: set[_Pending] = set()
-        self._followers: dict[str, list[Follower]] = {}  # by each of their roots
-        self._count = 0
+        self._followers: dict[str, set[Follower]] = {}  # by each of their roots
+        self._follower_count = 0
         self._state: ConnectionEvent | None = None
         self._session_id = 0
         self._connections = self._expirations = self._events = self._requests = 0
         self._ended = trio.Event()
         self._why_ended = ""
         self._closing = False
+        self._read_completely = False
         self.recursive_watches = _Operation()
         """``addWatch``."""
         self.batched_reads = _Operation()
@@ -185,6 +197,11 @@ class Session:
         reason = self._link.last_trouble or "no server has answered yet"
         return f"not connected to {self._ensemble}: {reason}"
 
+    @property
+    def session_id(self) -> int:
+        """The present session's number on the server; 0 before the first."""
+        return self._session_id
+
     def statistics(self) -> SessionStatistics:
         """Return the state of this moment."""
         return SessionStatistics(
@@ -193,7 +210,7 @@ class Session:
             session_id=self._session_id,
             connections=self._connections,
             expirations=self._expirations,
-            followers=self._count,
+            followers=self._follower_count,
             events=self._events,
             requests=self._requests,
         )
@@ -245,11 +262,16 @@ class Session:
             self._settle(pending, LostError(f"the connection to {self._ensemble} was lost before the answer came"))
         match state:
             case Connected(session_id):
+                if self._read_completely:
+                    self._read_completely = False
+                    self.recursive_watches.forgive()
+                    self.batched_reads.forgive()
                 logger.info("connected to %s, session %#x", self._ensemble, session_id)
                 self._session_id = session_id
                 self._connections += 1
             case Disconnected(reason):
-                logger.warning("lost the connection to %s; the targets found there stay: %s", self._ensemble, reason)
+                what = "lost the connection" if self._connections else "no connection yet"
+                logger.warning("%s to %s; targets that are known stay: %s", what, self._ensemble, reason)
             case Expired():
                 logger.warning("the session with %s has expired; a new one is begun", self._ensemble)
                 self._expirations += 1
@@ -343,6 +365,10 @@ class Session:
         self.recursive_watches.worked()
         return True
 
+    def completed_full_read(self) -> None:
+        """Note that a follower has read everything: the connection can be used."""
+        self._read_completely = True
+
     async def read(
         self, reads: Sequence[tuple[Read, str]], take: Callable[[Read, str, Answer], None], *, watch: bool
     ) -> None:
@@ -385,7 +411,7 @@ class Session:
         size = _FIRST_BATCH
         while position < len(reads) or under_way:
             if position < len(reads) and len(under_way) < _BATCHES:
-                batch = reads[position : position + size]
+                batch = _fitting(reads, position, size)
                 position += len(batch)
                 await self._make_room()
                 under_way.append((batch, self._send(multi_read(batch))))
@@ -427,33 +453,43 @@ class Session:
                 self._state if isinstance(self._state, Connected) else Disconnected(self.trouble)
             )
         for root in roots:
-            self._followers.setdefault(root, []).append(follower)
-        self._count += 1
+            self._followers.setdefault(root, set()).add(follower)
+        self._follower_count += 1
         try:
             yield follower
         finally:
-            self._count -= 1
+            self._follower_count -= 1
             for root in roots:
                 self._followers[root].remove(follower)
                 if not self._followers[root]:
                     del self._followers[root]
             if (
-                self._count and self.connected and self.recursive_watches.usable
+                self._follower_count and self.connected and self.recursive_watches.usable
             ):  # without followers, the session is about to be closed
                 with trio.move_on_after(_PARTING) as scope:
                     scope.shield = True
                     await self._take_back_watches(roots)
 
     async def _take_back_watches(self, roots: Collection[str]) -> None:
+        under_way = []
         try:
             for root in roots:
                 await self._make_room()
                 if root in self._followers:  # somebody has begun to follow it; the watch may have been set already
                     self._window.release()
                 else:
-                    await self._reply(self._send(remove_watches(root)))
+                    under_way.append(self._send(remove_watches(root)))
+            for pending in under_way:
+                await self._reply(pending)
         except (LostError, LateError):
             pass  # watches end with the connection, and what they tell is passed over
+
+
+def _fitting(reads: Sequence[tuple[Read, str]], position: int, size: int) -> Sequence[tuple[Read, str]]:
+    """Return the reads from ``position`` on that go into one request: ``size`` of them, or fewer if paths are long."""
+    batch = reads[position : position + size]
+    lengths = accumulate(len(path) * _UTF8 for _, path in batch)
+    return batch[: max(1, sum(length <= _REQUEST_BYTES for length in lengths))]
 
 
 class Follower:

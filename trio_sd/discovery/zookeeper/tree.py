@@ -23,7 +23,7 @@ from ...targets import NO_LABELS, TargetGroup
 from .members import MemberError, Parse
 from .protocol import NO_AUTH, Data, Refusal
 
-__all__ = ["Tree", "Trouble", "excerpt"]
+__all__ = ["Tree", "Trouble", "above", "excerpt"]
 
 _UNREAD: Final = -1  # instead of a transaction's number: the data are not known
 
@@ -36,11 +36,13 @@ class Trouble:
       path: the znode.
       reason: what is wrong with it.
       stale: whether its last good group is still shown; otherwise it is left out.
+      unread: whether it could not be read; otherwise its data make no sense.
     """
 
     path: str
     reason: str
     stale: bool
+    unread: bool = False
 
     def __str__(self) -> str:
         consequence = "its last good target is still shown" if self.stale else "it is left out"
@@ -77,11 +79,18 @@ class Tree:
         self._changed: dict[str, TargetGroup | None] = {}  # what was last taken of those that may differ from it
         self._troubles: dict[str, Trouble] = {}
         self._new_troubles: dict[str, None] = {}
+        self._ended_troubles: list[Trouble] = []
+        self._unread: set[str] = set()  # the znodes whose data could not be read
         self._members = 0
         self._full_read = 0
+        self._trusting = True
 
     def __contains__(self, path: str) -> bool:
         return path in self._znodes
+
+    def has_read(self, path: str) -> bool:
+        """Tell whether a znode is there and could be read; what is below it is known, then."""
+        return path in self._znodes and path not in self._unread
 
     def __len__(self) -> int:
         return len(self._znodes)
@@ -104,7 +113,12 @@ class Tree:
     def take_new_troubles(self) -> list[Trouble]:
         """Return each trouble once, when it is new."""
         new, self._new_troubles = self._new_troubles, {}
-        return [self._troubles[path] for path in new if path in self._troubles]
+        return [self._troubles[path] for path in new]
+
+    def take_ended_troubles(self) -> list[Trouble]:
+        """Return each trouble that was taken once more, when it is over."""
+        ended, self._ended_troubles = self._ended_troubles, []
+        return ended
 
     def take_changes(self) -> list[TargetGroup]:
         """Return the groups that differ from what was last taken; one without targets for each that is gone."""
@@ -122,7 +136,7 @@ class Tree:
     def put(self, path: str, data: Data) -> None:
         """Take what a znode was found to be."""
         znode = self._znodes.get(path)
-        if znode is not None and znode.mzxid == data.mzxid:
+        if znode is not None and znode.mzxid == data.mzxid and self._trusting:
             znode.met = self._full_read
             return
         group, reason = self._parsed(path, data.content)
@@ -133,7 +147,7 @@ class Tree:
         if znode is None:
             last_good = self._known.get(self._source(path))
         else:
-            last_good = znode.group if data.czxid <= znode.mzxid or znode.mzxid == _UNREAD else None
+            last_good = znode.group if data.czxid <= znode.mzxid or path in self._unread else None
         if reason or last_good is not None:
             self._trouble(path, reason or "its data are empty", stale=last_good is not None)
         else:
@@ -145,31 +159,47 @@ class Tree:
         znode = self._znodes.get(path)
         group = znode.group if znode is not None else self._known.get(self._source(path))
         reason = "the server does not allow to read it" if refusal.code == NO_AUTH else str(refusal)
-        self._trouble(path, reason, stale=group is not None)
+        self._trouble(path, reason, stale=group is not None, unread=True)
         self._set(path, _UNREAD, group)
+        self._unread.add(path)
 
     def remove(self, path: str) -> None:
         """Take that a znode is not there."""
         znode = self._znodes.pop(path, None)
+        self._unread.discard(path)
         if znode is not None and znode.group is not None:
             self._members -= 1
             self._changed.setdefault(path, znode.group)
         self._no_trouble(path)
 
-    def begin_full_read(self) -> None:
-        """Begin to prove which znodes are gone; a read that is not completed proves nothing."""
+    def keep_children(self, path: str, names: Collection[str]) -> None:
+        """Take the names of all that is right below a znode.
+
+        What is gone tells so itself, by a watch of its own, but for a znode that may not be read.
+        """
+        for child in [child for child in self._unread if (child.rpartition("/")[0] or "/") == path]:
+            if child.rpartition("/")[2] not in names:
+                self.remove(child)
+
+    def begin_full_read(self, *, trusting: bool = True) -> None:
+        """Begin to prove which znodes are gone; a read that is not completed proves nothing.
+
+        Args:
+          trusting: whether data that were changed last by the same transaction are the same. They may be other ones
+            where the servers have lost everything, and count from the beginning again.
+        """
         if not self._full_read:
             self._known = self._last_known()
         self._full_read += 1
+        self._trusting = trusting
 
     def end_full_read(self) -> None:
         """Remove the znodes that the full read did not meet, but those below one that may not be read."""
+        self._trusting = True
         unmet = [path for path, znode in self._znodes.items() if znode.met != self._full_read]
-        unread = {
-            path for path, znode in self._znodes.items() if znode.mzxid == _UNREAD and znode.met == self._full_read
-        }
+        unread = {path for path in self._unread if self._znodes[path].met == self._full_read}
         for path in unmet:
-            if unread.isdisjoint(_above(path)):
+            if unread.isdisjoint(above(path)):
                 self.remove(path)
         if unread and self._known:
             self._keep_known_below(unread)
@@ -179,9 +209,10 @@ class Tree:
         """Show what the run before this one has found below znodes that may not be read any more."""
         for source, group in self._known.items():
             path = self._chroot + source if source != "/" else self._chroot or "/"
-            if path not in self._znodes and not unread.isdisjoint(_above(path)):
-                self._trouble(path, "a znode above it may not be read", stale=True)
+            if path not in self._znodes and not unread.isdisjoint(above(path)):
+                self._trouble(path, "a znode above it may not be read", stale=True, unread=True)
                 self._set(path, _UNREAD, group)
+                self._unread.add(path)
 
     # How it is kept
 
@@ -196,6 +227,7 @@ class Tree:
             return None, str(error)
 
     def _set(self, path: str, mzxid: int, group: TargetGroup | None) -> None:
+        self._unread.discard(path)
         znode = self._znodes.get(path)
         if znode is None:  # no group is compared with None: that takes long, ten thousand times
             self._znodes[path] = _Znode(mzxid, group, self._full_read)
@@ -208,14 +240,18 @@ class Tree:
             self._changed.setdefault(path, znode.group)
         znode.mzxid, znode.group, znode.met = mzxid, group, self._full_read
 
-    def _trouble(self, path: str, reason: str, *, stale: bool) -> None:
+    def _trouble(self, path: str, reason: str, *, stale: bool, unread: bool = False) -> None:
         if path not in self._troubles:
             self._new_troubles[path] = None
-        self._troubles[path] = Trouble(self._source(path), reason, stale)
+        self._troubles[path] = Trouble(self._source(path), reason, stale, unread)
 
     def _no_trouble(self, path: str) -> None:
-        if self._troubles and self._troubles.pop(path, None) is not None:
-            self._new_troubles.pop(path, None)
+        if not self._troubles or (trouble := self._troubles.pop(path, None)) is None:
+            return
+        if path in self._new_troubles:
+            del self._new_troubles[path]
+        else:
+            self._ended_troubles.append(trouble)
 
     def _group(self, path: str) -> TargetGroup | None:
         znode = self._znodes.get(path)
@@ -225,7 +261,7 @@ class Tree:
         return path[len(self._chroot) :] or "/"
 
 
-def _above(path: str) -> Iterator[str]:
+def above(path: str) -> Iterator[str]:
     """Yield the paths above ``path``, the nearest first."""
     while path != "/":
         path = path.rpartition("/")[0] or "/"

@@ -25,7 +25,7 @@ class Walk:
       tree: takes what was read.
       roots: where an absent znode is waited for.
       watch: whether each read sets a one-shot watch.
-      full: whether to go on below znodes that the tree knows already. If not, what is below them is watched.
+      full: whether to go on below znodes that the tree has read already. If not, what is below them is watched.
     """
 
     def __init__(self, session: _Reader, tree: Tree, roots: Collection[str], *, watch: bool, full: bool) -> None:
@@ -56,7 +56,7 @@ class Walk:
     def _take(self, what: Read, path: str, answer: Answer) -> None:
         self.count += 1
         if isinstance(answer, Data):  # nearly all are, and `match` takes twice as long
-            if self._may_have_children(answer) and (self._full or path not in self._tree):
+            if self._may_have_children(answer) and (self._full or not self._tree.has_read(path)):
                 self._next.append((Read.CHILDREN, path))
             self._tree.put(path, answer)
             return
@@ -70,8 +70,9 @@ class Walk:
                 if self._watch and what is not Read.EXISTS and path in self._roots:
                     self._next.append((Read.EXISTS, path))  # the only read that watches what is not there
             case names:
+                self._tree.keep_children(path, names)
                 below = (f"/{name}" if path == "/" else f"{path}/{name}" for name in names)
-                self._next += [(Read.DATA, child) for child in below if self._full or child not in self._tree]
+                self._next += [(Read.DATA, child) for child in below if self._full or not self._tree.has_read(child)]
 
     def _may_have_children(self, data: Data) -> bool:
         """Tell whether the names below a znode have to be read, and with ``watch``, watched."""
