@@ -214,7 +214,7 @@ async def test_an_absent_root_is_an_empty_result_and_seen_when_it_comes(
     root = zookeeper_root
     async with following(config(proxy.hosts, f"{root}/a/b")) as view:
         await view.manager.wait_synced()
-        assert view.details().notes[0] == f"znode {root}/a/b does not exist"
+        assert view.details().notes[0] == f'znode "{root}/a/b" does not exist'
         for _ in range(3):  # created, deleted, created again
             await tree.create(f"{root}/a/b/m", member("h"))
             await view.until({f"{root}/a/b/m": "h:1"}, SOON)
@@ -222,7 +222,7 @@ async def test_an_absent_root_is_an_empty_result_and_seen_when_it_comes(
             await view.until({}, SOON)
         assert view.details().counters["full_reads"] == 1  # all of it by watches
     messages = [record.message for record in caplog.records]
-    for told in (f"znode {root}/a/b does not exist", f"no longer: znode {root}/a/b does not exist"):
+    for told in (f'znode "{root}/a/b" does not exist', f'no longer: znode "{root}/a/b" does not exist'):
         assert any(message.endswith(told) for message in messages)
 
 
@@ -583,4 +583,4 @@ async def test_several_paths_are_one_full_set(proxy: Proxy, tree: Tree, zookeepe
         await view.manager.wait_synced()
         await view.until({f"{root}/{top}/{n}": f"{top}{n}:1" for top in "abc" for n in range(3)})
         assert view.sizes in ([9], [0, 9])  # not one path after the other
-        assert view.details().notes[0] == f"znode {root}/d does not exist"
+        assert view.details().notes[0] == f'znode "{root}/d" does not exist'
