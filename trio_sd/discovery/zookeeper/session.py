@@ -34,7 +34,7 @@ import trio
 from ...errors import DiscoveryError
 from .ensemble import Ensemble
 from .events import Changed, Closed, Connected, ConnectionEvent, Disconnected, Expired, LateError, LostError
-from .link import Delivery, Link, lost_or_refused
+from .link import SHORTEST_TIMEOUT, Delivery, Link, lost_or_refused
 from .protocol import (
     NO_NODE,
     Answer,
@@ -164,7 +164,7 @@ class Session:
 
     def __init__(self, ensemble: Ensemble) -> None:
         self._ensemble = ensemble
-        self._timeout = ensemble.timeout
+        self._timeout = max(ensemble.timeout, SHORTEST_TIMEOUT)
         self._token = trio.lowlevel.current_trio_token()
         self._inbox: deque[Delivery | _Pending] = deque()
         self._link = Link(ensemble, self._hand_over)
@@ -180,9 +180,9 @@ class Session:
         self._closing = False
         self._read_completely = False
         self.recursive_watches = _Operation()
-        """``addWatch``."""
+        """Whether the servers know ``addWatch``."""
         self.batched_reads = _Operation()
-        """``multiRead``."""
+        """Whether the servers know ``multiRead``."""
 
     @property
     def connected(self) -> bool:
@@ -257,7 +257,7 @@ class Session:
     def _change_state(self, state: ConnectionEvent) -> None:
         if self._closing:
             return
-        self._state = state
+        was_connected, self._state = self.connected, state
         for pending in tuple(self._under_way):
             self._settle(pending, LostError(f"the connection to {self._ensemble} was lost before the answer came"))
         match state:
@@ -270,7 +270,8 @@ class Session:
                 self._session_id = session_id
                 self._connections += 1
             case Disconnected(reason):
-                what = "lost the connection" if self._connections else "no connection yet"
+                again = "still no connection" if self._connections else "no connection yet"
+                what = "lost the connection" if was_connected else again
                 logger.warning("%s to %s; targets that are known stay: %s", what, self._ensemble, reason)
             case Expired():
                 logger.warning("the session with %s has expired; a new one is begun", self._ensemble)
@@ -463,9 +464,8 @@ class Session:
                 self._followers[root].remove(follower)
                 if not self._followers[root]:
                     del self._followers[root]
-            if (
-                self._follower_count and self.connected and self.recursive_watches.usable
-            ):  # without followers, the session is about to be closed
+            # Without followers, the session is about to be closed, and its watches with it.
+            if self._follower_count and self.connected and self.recursive_watches.usable:
                 with trio.move_on_after(_PARTING) as scope:
                     scope.shield = True
                     await self._take_back_watches(roots)
