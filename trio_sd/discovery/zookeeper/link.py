@@ -52,7 +52,7 @@ from .ensemble import Ensemble
 from .events import Closed, Connected, ConnectionEvent, Disconnected, Expired, LostError
 from .protocol import ProtocolError, Refusal, Reply, Request, ZnodeEvent, parse_event
 
-__all__ = ["SHORTEST_TIMEOUT", "Delivery", "Link", "PendingReply", "check_kazoo", "lost_or_refused"]
+__all__ = ["Delivery", "Link", "PendingReply", "check_kazoo", "lost_or_refused"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +63,7 @@ _AHEAD: Final = 64 * 1024  # bytes that are read at once
 _NO_TROUBLE: Final = frozenset({"Transition to CONNECTING", "Session has expired"})  # warnings that states tell better
 _ENDED: Final = 2.0  # after so many timeouts without a connection, a session is taken to have ended
 _LONGEST_PAUSE: Final = 10.0  # seconds between connections that fail for a password or a certificate
-SHORTEST_TIMEOUT: Final = 1.0
-"""Seconds that are waited for an answer at the least; kazoo's pings are not made for less."""
+_SHORTEST_TIMEOUT: Final = 1.0  # seconds; kazoo also bounds the making of a connection with the session's timeout
 
 
 class _Socket(Protocol):
@@ -113,7 +112,7 @@ class Link:
         )
         self._client = KazooClient(
             hosts=",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in ensemble.servers),
-            timeout=max(ensemble.timeout, SHORTEST_TIMEOUT),
+            timeout=max(ensemble.timeout, _SHORTEST_TIMEOUT),
             handler=self._handler,
             connection_retry=retry,
             logger=self._log,

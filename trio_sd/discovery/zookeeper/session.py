@@ -34,7 +34,7 @@ import trio
 from ...errors import DiscoveryError
 from .ensemble import Ensemble
 from .events import Changed, Closed, Connected, ConnectionEvent, Disconnected, Expired, LateError, LostError
-from .link import SHORTEST_TIMEOUT, Delivery, Link, lost_or_refused
+from .link import Delivery, Link, lost_or_refused
 from .protocol import (
     NO_NODE,
     Answer,
@@ -164,7 +164,7 @@ class Session:
 
     def __init__(self, ensemble: Ensemble) -> None:
         self._ensemble = ensemble
-        self._timeout = max(ensemble.timeout, SHORTEST_TIMEOUT)
+        self._timeout = ensemble.timeout
         self._token = trio.lowlevel.current_trio_token()
         self._inbox: deque[Delivery | _Pending] = deque()
         self._link = Link(ensemble, self._hand_over)
