@@ -18,6 +18,20 @@ class FakeRequest(NamedTuple):
     body: bytes
 
 
+class Greeting(NamedTuple):
+    """What a client says first.
+
+    Attributes:
+      zxid: the last transaction that it has seen.
+      timeout: milliseconds for which a session shall live without it.
+      session: the session that it goes on with, or 0 for a new one.
+    """
+
+    zxid: int
+    timeout: int
+    session: int
+
+
 class HungUpError(Exception):
     """The client has ended the connection, or the test is over."""
 
@@ -59,8 +73,17 @@ class FakeConnection:
     def greet(self, session: int = 77, timeout: int = 10_000) -> bytes:
         """Take the client's greeting and answer it; a timeout of 0 says that the session has expired."""
         greeting = self.packet()
-        self.send_packet(CONNECT_ANSWER.pack(0, timeout, session, 16, b"session-password", False))
+        self.welcome(session, timeout)
         return greeting
+
+    def greeting(self) -> Greeting:
+        """Take the client's greeting, and return what it says."""
+        _, zxid, timeout, session = struct.unpack_from(">iqiq", self.packet())
+        return Greeting(zxid, timeout, session)
+
+    def welcome(self, session: int = 77, timeout: int = 10_000) -> None:
+        """Answer a greeting."""
+        self.send_packet(CONNECT_ANSWER.pack(0, timeout, session, 16, b"session-password", False))
 
     def request(self) -> FakeRequest:
         """Return the next request but pings, which are answered."""

@@ -10,10 +10,12 @@ import re
 import socket
 import struct
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import kazoo.version
 import pytest
@@ -55,8 +57,9 @@ from trio_sd.discovery.zookeeper.protocol import (
 )
 from trio_sd.errors import DiscoveryError
 from trio_sd.secrets import Secret
+from trio_sd.tls import TLSConfig
 
-from .fake_zookeeper import FakeConnection, fake_zookeeper
+from .fake_zookeeper import FakeConnection, Greeting, fake_zookeeper
 from .tcp_proxy import open_proxy
 from .zookeeper import ZooKeeperServer, expire, needs_zookeeper, open_tree
 
@@ -75,8 +78,26 @@ def parameters(function: Callable[..., object]) -> list[str]:
     return list(inspect.signature(function).parameters)
 
 
-def ensemble(*ports: int, timeout: float = 3.0, auth: DigestAuth | None = None, host: str = "127.0.0.1") -> Ensemble:
-    return Ensemble(tuple((host, port) for port in ports), timeout, auth)
+def ensemble(
+    *ports: int,
+    timeout: float = 3.0,
+    auth: DigestAuth | None = None,
+    tls: TLSConfig | None = None,
+    host: str = "127.0.0.1",
+) -> Ensemble:
+    return Ensemble(tuple((host, port) for port in ports), timeout, auth, tls)
+
+
+def counted(**fields: Any) -> tuple[DigestAuth, list[float]]:
+    """Return credentials, and the times at which they were read: each time that a connection was to be made."""
+    times: list[float] = []
+
+    class Counted(DigestAuth):
+        def credential(self) -> Secret:
+            times.append(time.monotonic())
+            return super().credential()
+
+    return Counted(username="me", **fields), times
 
 
 def descriptors() -> set[tuple[str, str]]:
@@ -431,6 +452,45 @@ async def test_who_waits_for_an_answer_is_told_of_a_lost_connection_before_the_s
             assert link.last_trouble == ""
 
 
+async def test_requests_that_are_lost_before_the_credentials_were_taken_never_block_who_sends() -> None:
+    # kazoo says that it is connected before the credentials are answered, and takes no wake-ups until they are.
+    hang_up: queue.SimpleQueue[None] = queue.SimpleQueue()
+    losses, batch = 4, 130
+
+    def script(connection: FakeConnection) -> None:
+        connection.greet()
+        credentials = connection.request()
+        if connection.number < losses:
+            hang_up.get(timeout=20)
+        else:
+            connection.answer(credentials.xid)
+            connection.serve_rest()
+
+    auth = DigestAuth(username="me", password=Secret(PASSWORD))
+    with fake_zookeeper(script) as port:
+        async with open_link(ensemble(port, auth=auth, timeout=20)) as (link, inbox):
+
+            def send() -> None:
+                for _ in range(batch):
+                    link.send(Request(4, b""), inbox.pending())
+
+            for number in range(losses):
+                await inbox.until(Connected, number + 1)
+                with trio.move_on_after(2) as scope:
+                    await trio.to_thread.run_sync(send, abandon_on_cancel=True)
+                hang_up.put(None)
+                assert not scope.cancelled_caught, f"blocked at connection {number}"
+                await inbox.until(Answered, (number + 1) * batch)
+            await inbox.until(Connected, losses + 1)
+            assert all(isinstance(item.outcome, LostError) for item in inbox.items if isinstance(item, Answered))
+            for _ in range(batch):  # more wake-ups than requests hurt nobody
+                link.send(Request(4, b""), inbox.pending("last"))
+            await inbox.until(Answered, (losses + 1) * batch)
+            last = [item for item in inbox.items if isinstance(item, Answered) and item.name == "last"]
+            assert len(last) == batch
+            assert all(isinstance(item.outcome, Reply) for item in last)
+
+
 async def test_a_session_that_has_expired_is_told_and_a_new_one_is_begun() -> None:
     def script(connection: FakeConnection) -> None:
         if connection.number == 0:
@@ -446,6 +506,62 @@ async def test_a_session_that_has_expired_is_told_and_a_new_one_is_begun() -> No
             assert (await inbox.until(Connected, 2)).session_id == 2
             kinds = [type(item) for item in inbox.items]
             assert kinds == [Connected, Disconnected, Expired, Connected], changed("how it tells of an expired session")
+
+
+async def test_servers_that_have_lost_their_data_get_a_new_session_when_the_old_one_is_over() -> None:
+    # Such a server hangs up on a client that has seen later transactions than it has itself.
+    refused: queue.SimpleQueue[Greeting] = queue.SimpleQueue()
+    accepted: queue.SimpleQueue[Greeting] = queue.SimpleQueue()
+
+    def script(connection: FakeConnection) -> None:
+        greeting = connection.greeting()
+        if greeting.zxid > 0:
+            refused.put(greeting)
+            return
+        accepted.put(greeting)
+        connection.welcome(session=70 + connection.number, timeout=1_000)
+        connection.answer(connection.request().xid)  # so it has seen a transaction
+        if connection.number:
+            connection.serve_rest()
+
+    with fake_zookeeper(script) as port:
+        async with open_link(ensemble(port, timeout=1)) as (link, inbox):
+            assert (await inbox.until(Connected)).session_id == 70
+            link.send(Request(4, b""), inbox.pending())
+            await inbox.until(Disconnected)
+            lost = time.monotonic()
+            assert (await inbox.until(Connected, 2)).session_id > 70
+            assert 1.9 < time.monotonic() - lost < 5, "two timeouts, and not before: the session might live"
+            states = [type(item) for item in inbox.items if isinstance(item, Connected | Expired | Closed)]
+            assert states == [Connected, Expired, Connected]
+            link.send(Request(4, b""), inbox.pending())
+            assert isinstance((await inbox.until(Answered, 2)).outcome, Reply)
+    assert refused.qsize() > 1
+    assert refused.get_nowait() == Greeting(1, 1_000, 70)
+    assert [accepted.get_nowait().session for _ in range(2)] == [0, 0]
+    assert accepted.empty()
+
+
+async def test_a_session_that_is_found_again_in_time_is_gone_on_with() -> None:
+    greetings: queue.SimpleQueue[Greeting] = queue.SimpleQueue()
+
+    def script(connection: FakeConnection) -> None:
+        greetings.put(connection.greeting())
+        connection.welcome(session=70, timeout=1_000)
+        if connection.number < 5:
+            connection.answer(connection.request().xid)
+        else:
+            connection.serve_rest()
+
+    with fake_zookeeper(script) as port:
+        async with open_link(ensemble(port, timeout=1)) as (link, inbox):
+            for number in range(1, 6):  # in all, longer than a session lives alone
+                await inbox.until(Connected, number)
+                await trio.sleep(0.5)
+                link.send(Request(4, b""), inbox.pending())
+            await inbox.until(Connected, 6)
+            assert not [item for item in inbox.items if isinstance(item, Expired | Closed)]
+    assert [greetings.get_nowait().session for _ in range(6)] == [0, 70, 70, 70, 70, 70]
 
 
 async def test_credentials_are_sent_first_and_those_that_are_refused_end_everything() -> None:
@@ -509,6 +625,112 @@ async def test_a_password_file_that_is_missing_is_the_trouble_until_it_is_there(
             assert link.last_trouble == ""
 
 
+async def test_why_there_is_no_first_connection_is_told_once_for_each_reason(tmp_path: Path) -> None:
+    def script(connection: FakeConnection) -> None:
+        connection.greet()
+        connection.serve_rest()
+
+    file = tmp_path / "password"
+    auth, tries = counted(password_file=str(file))
+    with fake_zookeeper(lambda connection: None) as port:
+        pass
+    async with open_link(ensemble(port, auth=auth)) as (link, inbox):
+        await eventually(lambda: len(tries) >= 3)
+        file.write_text("now")
+        before = len(tries)
+        await eventually(lambda: len(tries) >= before + 4)
+        assert [type(item) for item in inbox.items] == [Disconnected, Disconnected]
+        reasons = [item.reason for item in inbox.items if isinstance(item, Disconnected)]
+        assert str(file) in reasons[0]
+        assert "refused" in reasons[1]
+        assert link.last_trouble == reasons[1]
+        for prefix in ("Connection dropped", "socket connection error", "Connection time-out"):
+            assert prefix not in " ".join(reasons)
+
+
+async def test_why_a_lost_connection_can_not_be_made_again_is_told_once_each_time() -> None:
+    def script(connection: FakeConnection) -> None:
+        connection.greet()
+        while True:
+            connection.answer(connection.request().xid)
+
+    auth, tries = counted(password=Secret(PASSWORD))
+    with fake_zookeeper(script) as port:
+        async with open_proxy(port) as proxy, open_link(ensemble(proxy.port, auth=auth)) as (_, inbox):
+            for number in (1, 2):
+                await inbox.until(Connected, number)
+                inbox.items[:-1] = []
+                before = len(tries)
+                proxy.refuse()
+                proxy.reset()
+                await eventually(lambda before=before: len(tries) >= before + 4)  # type: ignore[misc]
+                reasons = [item.reason for item in inbox.items if isinstance(item, Disconnected)]
+                assert len(reasons) == len(inbox.items) - 1
+                assert len(set(reasons)) == len(reasons)
+                assert "refused" in reasons[-1]
+                inbox.items[:] = [Connected(0)] * number
+                await proxy.accept()
+
+
+async def gaps_between(times: Callable[[], list[float]], count: int) -> list[float]:
+    """Wait for so many tries, and return the seconds between them."""
+    await eventually(lambda: len(times()) >= count)
+    return [later - earlier for earlier, later in pairwise(times()[:count])]
+
+
+async def test_a_password_that_can_not_be_read_is_tried_again_after_growing_pauses(tmp_path: Path) -> None:
+    auth, tries = counted(password_file=str(tmp_path / "password"))
+    with mute() as port:
+        async with open_link(ensemble(port, auth=auth)):
+            gaps = await gaps_between(lambda: tries, 5)
+    assert gaps[3] > 0.8 > gaps[0]
+
+
+async def test_a_tls_handshake_that_fails_is_tried_again_after_growing_pauses() -> None:
+    tries: list[float] = []
+    with fake_zookeeper(lambda connection: tries.append(time.monotonic())) as port:
+        async with open_link(ensemble(port, tls=TLSConfig())) as (link, _):
+            gaps = await gaps_between(lambda: tries, 5)
+            assert link.last_trouble
+    assert gaps[3] > 0.8 > gaps[0]
+
+
+async def test_a_certificate_that_can_not_be_read_is_tried_again_after_growing_pauses(tmp_path: Path) -> None:
+    file = str(tmp_path / "ca.pem")
+    auth, tries = counted(password=Secret(PASSWORD))
+    with mute() as port:
+        async with open_link(ensemble(port, auth=auth, tls=TLSConfig(ca_file=file))) as (link, _):
+            gaps = await gaps_between(lambda: tries, 5)
+            assert file in link.last_trouble
+    assert gaps[3] > 0.8 > gaps[0]
+
+
+async def test_refused_connections_are_tried_again_quickly() -> None:
+    auth, tries = counted(password=Secret(PASSWORD))
+    with fake_zookeeper(lambda connection: None) as port:
+        pass
+    async with open_link(ensemble(port, auth=auth)):
+        gaps = await gaps_between(lambda: tries, 7)
+    assert sum(gaps) < 4  # with growing pauses, it would be twice that
+
+
+async def test_pauses_grow_to_ten_seconds_and_end_with_a_connection_or_an_abort(tmp_path: Path) -> None:
+    auth, tries = counted(password_file=str(tmp_path / "password"))
+    link = Link(ensemble(1, auth=auth), print)
+    for _ in range(2_000):
+        link._handler._grow_pause()
+    assert link._handler._pause == 10
+    link._handler.connected()
+    assert link._handler._pause == 0
+    for _ in range(2_000):
+        link._handler._grow_pause()
+    link.start()
+    with trio.move_on_after(0.1):  # it is in the pause, or is about to be
+        await eventually(lambda: bool(tries))
+    assert not tries
+    assert await closed(link, abort_after=0.1) < 1
+
+
 async def test_a_refused_connection_is_the_trouble() -> None:
     with fake_zookeeper(lambda connection: None) as port:
         pass
@@ -525,6 +747,31 @@ async def test_a_connection_that_is_not_made_in_time_is_the_trouble() -> None:
 async def test_a_name_that_does_not_resolve_is_the_trouble() -> None:
     async with open_link(ensemble(2181, host="no-such-host.invalid")) as (link, _):
         await until_trouble(link, "no-such-host.invalid")
+
+
+@pytest.mark.parametrize(("session_timeout", "bound"), [(1.0, 1.0), (3.0, 3.0), (9.0, 3.0), (12.0, 4.0), (60.0, 20.0)])
+async def test_a_server_has_a_third_of_the_sessions_timeout_to_answer_a_new_connection_but_three_seconds_at_least(
+    session_timeout: float, bound: float
+) -> None:
+    # Or all of it, where that is less.
+    waits: queue.SimpleQueue[float | None] = queue.SimpleQueue()
+    with mute() as port:
+        link = Link(ensemble(port, timeout=session_timeout), print)
+        select = link._handler.select
+
+        def recorded(rlist: Any, wlist: Any, xlist: Any, timeout: float | None = None) -> Any:
+            if rlist:
+                waits.put(timeout)
+            return select(rlist, wlist, xlist, timeout)
+
+        link._handler.select = recorded  # type: ignore[method-assign]
+        link.start()
+        try:
+            with trio.fail_after(5):
+                assert await trio.to_thread.run_sync(waits.get, abandon_on_cancel=True) == pytest.approx(bound)
+        finally:
+            link.abort()
+            await closed(link, abort_after=1)
 
 
 @pytest.mark.parametrize("host", ["zk..example.invalid", "x" * 70 + ".invalid"])

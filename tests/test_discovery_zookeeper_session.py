@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -19,12 +20,14 @@ from trio_sd.discovery.zookeeper.protocol import (
     Data,
     EventType,
     Exists,
+    ProtocolError,
     Read,
     Refusal,
     Reply,
     Request,
     ZnodeEvent,
     answer_of,
+    multi_read,
     single_read,
 )
 from trio_sd.discovery.zookeeper.session import Follower, Session, open_session
@@ -33,7 +36,16 @@ from trio_sd.secrets import Secret
 
 from .fake_zookeeper import FakeConnection, fake_zookeeper
 from .tcp_proxy import UNKNOWN_BEFORE_3_6, Proxy, open_proxy
-from .test_discovery_zookeeper_link import black_hole, descriptors, ensemble, eventually, greets_only, mute, threads
+from .test_discovery_zookeeper_link import (
+    black_hole,
+    counted,
+    descriptors,
+    ensemble,
+    eventually,
+    greets_only,
+    mute,
+    threads,
+)
 from .zookeeper import ZooKeeperServer, expire, needs_zookeeper, open_tree
 
 NO_NODE = Refusal(-101)
@@ -191,6 +203,42 @@ async def test_large_znodes_are_read_in_answers_of_a_bounded_size(
             assert all(isinstance(answer, Data) and answer.content == content for answer in answers)
             assert max(sizes) < 5 * session_module._BATCH_BYTES
         await tree.delete(root)
+
+
+@pytest.mark.parametrize("name", ["x", "名", "x" * 500, "名" * 5_000, "é" * 200_000])
+def test_the_reads_of_one_request_are_bounded_by_the_bytes_of_their_paths(name: str) -> None:
+    reads = [(Read.DATA, f"/{number}/{name}") for number in range(1_200)]
+    position, found = 0, list[tuple[Read, str]]()
+    while position < len(reads):
+        batch = session_module._fitting(reads, position, 500)
+        assert 1 <= len(batch) <= 500
+        assert len(batch) == 1 or len(multi_read(batch).body) < 512 * 1024  # a server takes 1 MB
+        if len(name) < 10:
+            assert len(batch) == min(500, len(reads) - position), "short paths are not held up"
+        found += batch
+        position += len(batch)
+    assert found == reads
+
+
+async def test_long_paths_are_read_in_requests_that_a_server_takes() -> None:
+    sizes: list[int] = []
+
+    def script(connection: FakeConnection) -> None:
+        connection.greet()
+        while True:
+            request = connection.request()
+            sizes.append(len(request.body))
+            if request.opcode == -11 or len(request.body) > 1_000_000:
+                return
+            count = request.body.count(b"/long/")
+            refused = struct.pack(">i?ii", -1, False, -101, -101)
+            connection.answer(request.xid, refused * count + struct.pack(">i?i", -1, True, -1))
+
+    reads = [(Read.DATA, f"/long/{'x' * 5_000}{number}") for number in range(1_000)]
+    with fake_zookeeper(script) as port:
+        async with followed(ensemble(port), "/long", watch=False) as (session, _):
+            assert await read(session, *reads) == [NO_NODE] * len(reads)
+    assert 50_000 < max(sizes) < 512 * 1024
 
 
 # --- Events ---
@@ -387,6 +435,27 @@ async def test_watches_are_taken_back_when_their_last_follower_leaves(
 
 
 @needs_zookeeper
+async def test_hundreds_of_watches_are_taken_back_over_a_slow_network(
+    shared_zookeeper: ZooKeeperServer, zookeeper_root: str
+) -> None:
+    roots = [f"{zookeeper_root}/{number}" for number in range(400)]
+    others = await shared_zookeeper.watch_count()
+    async with (
+        open_proxy(shared_zookeeper.port) as proxy,
+        followed(ensemble(proxy.port), f"{zookeeper_root}/stays", patience=20) as (session, _),
+    ):
+        stays = await shared_zookeeper.watch_count()
+        proxy.delay = 0.005
+        async with session.follow(roots):
+            await session.watch_recursively(roots)
+            assert await shared_zookeeper.watch_count() == stays + 400 * (stays - others)
+            begun = trio.current_time()
+        assert trio.current_time() - begun < 1
+        assert await shared_zookeeper.watch_count() == stays
+        assert window(session) == WINDOW
+
+
+@needs_zookeeper
 async def test_a_watch_above_survives_that_of_a_follower_below(
     shared_zookeeper: ZooKeeperServer, zookeeper_root: str
 ) -> None:
@@ -528,6 +597,83 @@ async def test_one_lost_connection_counts_once_however_many_have_asked(
             proxy.heal()
         await connected(follower)
         assert await session.watch_recursively([zookeeper_root])
+
+
+def usable(operation: session_module._Operation) -> bool:
+    """Return whether it is, now."""
+    return operation.usable
+
+
+def test_an_operation_that_connections_were_lost_over_is_forgiven() -> None:
+    operation = session_module._Operation()
+    for _ in range(2):
+        operation.lost(1)
+        assert usable(operation)
+        operation.lost(2)
+        assert not usable(operation)
+        operation.forgive()
+        assert usable(operation)
+
+
+def test_an_operation_that_was_refused_is_not_forgiven() -> None:
+    operation = session_module._Operation()
+    operation.lost(1)
+    operation.refused()
+    operation.forgive()
+    assert not usable(operation)
+
+
+@needs_zookeeper
+@pytest.mark.parametrize("opcode", [106, 22])
+async def test_what_was_given_up_is_tried_again_after_a_connection_on_which_everything_was_read(
+    shared_zookeeper: ZooKeeperServer, zookeeper_root: str, opcode: int
+) -> None:
+    async with open_proxy(shared_zookeeper.port) as proxy:
+        proxy.dropped = {opcode}
+        async with followed(ensemble(proxy.port), zookeeper_root, watch=False, patience=20) as (session, follower):
+            operation = session.recursive_watches if opcode == 106 else session.batched_reads
+
+            async def use() -> None:
+                await session.watch_recursively([zookeeper_root])
+                assert await read(session, *[(Read.DATA, zookeeper_root)] * 3) == [NO_NODE] * 3
+
+            async def reconnect() -> None:
+                proxy.reset()
+                await connected(follower)
+
+            for _ in range(2):
+                while operation.usable:
+                    with pytest.raises(LostError):
+                        await use()
+                    await connected(follower)
+                await reconnect()
+                assert not operation.usable
+                await use()
+                session.completed_full_read()
+                assert not operation.usable, "not on this connection"
+                await reconnect()
+                assert operation.usable
+            proxy.dropped = ()
+            await reconnect()
+            await use()
+            assert await session.watch_recursively([zookeeper_root])
+
+
+@needs_zookeeper
+async def test_what_a_server_has_refused_is_not_tried_again(
+    shared_zookeeper: ZooKeeperServer, zookeeper_root: str
+) -> None:
+    async with open_proxy(shared_zookeeper.port) as proxy:
+        proxy.unknown = UNKNOWN_BEFORE_3_6
+        async with followed(ensemble(proxy.port), zookeeper_root, watch=False) as (session, follower):
+            while session.recursive_watches.usable:
+                with suppress(LostError):
+                    await session.watch_recursively([zookeeper_root])
+                await connected(follower)
+            session.completed_full_read()
+            proxy.reset()
+            await connected(follower)
+            assert not await session.watch_recursively([zookeeper_root])
 
 
 # --- The window ---
@@ -696,6 +842,51 @@ async def test_connections_that_are_lost_again_and_again_never_block_the_loop() 
     assert longest < 0.5
 
 
+async def test_connections_that_are_lost_before_the_credentials_were_taken_never_block_the_loop() -> None:
+    # kazoo says that it is connected before the credentials are answered, and takes no wake-ups until they are.
+    asked = threading.Semaphore(0)
+    losses = 4
+
+    def script(connection: FakeConnection) -> None:
+        connection.greet()
+        credentials = connection.request()
+        if connection.number < losses:
+            asked.acquire(timeout=1)  # not for ever: the loop that releases it may be blocked
+        else:
+            connection.answer(credentials.xid)
+            connection.serve_rest()
+
+    longest = 0.0
+    auth = DigestAuth(username="me", password=Secret("secret"))
+    with fake_zookeeper(script) as port:
+        async with (
+            followed(ensemble(port, auth=auth), "/a", watch=False, patience=20) as (session, _),
+            trio.open_nursery() as nursery,
+        ):
+
+            async def reader() -> None:
+                while True:
+                    with suppress(DiscoveryError, ProtocolError):
+                        await read(session, (Read.DATA, "/a"))
+                    await trio.sleep(0.001)
+
+            @nursery.start_soon
+            async def release() -> None:
+                for number in range(losses):
+                    await eventually(lambda count=(number + 1) * WINDOW: session.statistics().requests >= count)  # type: ignore[misc]
+                    asked.release()
+
+            for _ in range(WINDOW):
+                nursery.start_soon(reader)
+            last = time.monotonic()
+            while session.statistics().requests < (losses + 2) * WINDOW:
+                await trio.sleep(0.01)
+                now = time.monotonic()
+                longest, last = max(longest, now - last), now
+            nursery.cancel_scope.cancel()
+    assert longest < 0.5
+
+
 # --- Statistics ---
 
 
@@ -855,6 +1046,25 @@ async def test_an_error_of_the_user_is_the_only_one(shared_zookeeper: ZooKeeperS
             await connected(follower)
             raise ZeroDivisionError
     assert [type(one) for one in leaves(caught.value)] == [ZeroDivisionError]
+
+
+async def test_followers_hear_why_there_is_no_first_connection_and_it_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    auth, tries = counted(password=Secret("secret"))
+    with fake_zookeeper(lambda connection: None) as port:
+        pass
+    with trio.fail_after(10):
+        async with open_session(ensemble(port, auth=auth)) as session, session.follow(["/a"]) as follower:
+            event = await follower.next_event()
+            assert isinstance(event, Disconnected)
+            assert "refused" in event.reason
+            await eventually(lambda: len(tries) >= 6)
+            with trio.move_on_after(0):
+                raise AssertionError(await follower.next_event())
+    told = [one.getMessage() for one in caplog.records if "refused" in one.getMessage() and one.levelname == "WARNING"]
+    assert len(told) == 1
+    assert "no connection yet" in told[0]
 
 
 async def test_credentials_that_are_refused_end_the_session_of_its_users() -> None:

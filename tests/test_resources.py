@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 import pytest
 import trio
@@ -92,6 +92,32 @@ async def test_resources_of_different_keys_do_not_meet(autojump_clock: MockClock
         async with shared.use(("zk", 1), one.open), shared.use(("zk", 2), other.open):
             assert shared.statistics() == {"('zk', 1)": 1, "('zk', 2)": 1}
         assert (one.closed, other.closed) == (1, 1)
+
+
+class Secretive:
+    """A key that does not show all of what it is, as one with a password."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+
+async def test_resources_of_keys_with_the_same_text_are_told_apart(autojump_clock: MockClock) -> None:
+    text = "zookeeper zk:2181 as me"
+    keys = [Secretive(text), Secretive(text), Secretive(f"{text} #2"), Secretive(text)]
+    async with resources() as shared, AsyncExitStack() as stack:
+        for number, key in enumerate(keys, 1):
+            thing = Thing()
+            for _ in range(number):
+                await stack.enter_async_context(shared.use(key, thing.open))
+            if number == 2:
+                assert shared.statistics() == {text: 1, f"{text} #2": 2}
+        found = shared.statistics()
+        assert (found[text], found[f"{text} #2"]) == (1, 2)
+        assert sorted(found.values()) == [1, 2, 3, 4]
+        assert all(name.startswith(text) for name in found)
 
 
 async def test_two_sets_of_resources_do_not_meet(autojump_clock: MockClock) -> None:

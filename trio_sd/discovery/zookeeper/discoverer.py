@@ -25,7 +25,7 @@ import importlib.util
 import logging
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -193,7 +193,8 @@ class ZooKeeperDiscoverer:
     async def _pause_after_losses(self) -> None:
         """Wait, if full reads were broken off again and again: perhaps it is they what breaks the connection."""
         if self._losses > _FREE_LOSSES:
-            await trio.sleep(min(_FIRST_PAUSE * 2.0 ** (self._losses - _FREE_LOSSES - 1), _LONGEST_PAUSE))
+            doubled = min(self._losses - _FREE_LOSSES - 1, 10)
+            await trio.sleep(min(_FIRST_PAUSE * 2.0**doubled, _LONGEST_PAUSE))
 
     def _failed(self, error: Exception, session: Session) -> float:
         """Note that a read failed, and return when to try again."""
@@ -221,11 +222,19 @@ class ZooKeeperDiscoverer:
         self._read_in_session = session.session_id
         self._full_reads += 1
         if reconcile:
-            told = follower.changed_paths  # an event arrives before any answer that shows the change
-            mended = [path for path in self._tree.changed_paths if told.isdisjoint((path, *above(path)))]
+            mended = self._untold(follower.changed_paths)  # an event arrives before any answer that shows the change
             if mended:
                 self._mended += len(mended)
                 logger.error("%s: %d znodes had changed without an event: %s …", self._name, len(mended), mended[0])
+
+    def _untold(self, told: Set[str]) -> list[str]:
+        """Return the znodes that have changed though no event told so.
+
+        A recursive watch tells of each znode; one-shot watches tell of new ones by the nearest that was there before.
+        """
+        if self._recursive:
+            return [path for path in self._tree.changed_paths if path not in told]
+        return [path for path in self._tree.changed_paths if told.isdisjoint((path, *above(path)))]
 
     def _require_roots(self) -> None:
         """Check that no root is unknown because it may not be read: that would be taken for "nothing there".

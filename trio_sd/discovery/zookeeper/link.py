@@ -152,7 +152,8 @@ class Link:
         """Give up a session that must have ended, and read the password anew. Called on kazoo's thread.
 
         A server that has lost its data refuses, for ever, a client that has seen more than it holds. By the time that
-        the session has ended anyhow, nothing is lost by being a new client.
+        the session has ended, nothing is lost by being a new client; and if a server has granted it more time than was
+        asked for, nothing hangs on it but watches that the lost connection has taken with it.
         """
         if time.monotonic() > self._session_ends:
             self._session_ends = math.inf
