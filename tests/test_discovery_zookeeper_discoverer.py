@@ -585,6 +585,7 @@ async def test_changes_that_an_event_tells_of_meanwhile_are_not_mended(
     told: str, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
     session = FakeSession(a="h1")
+    session.recursive = told != "/r"  # only one-shot watches tell of a new znode by the one above it
     async with following(session, refresh_interval=10) as found:
 
         def on_read(path: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -30,6 +30,7 @@ pytestmark = needs_zookeeper
 
 PATIENCE: Final = 20.0
 TIMEOUT: Final = Duration.of("3s")
+REFRESH: Final = Duration.of("150ms")  # so often everything is read again, and what no watch has told of is counted
 EXAMPLES: Final = max(8, settings().max_examples // 25)  # each takes a second of real time
 JOB: Final = "job"
 
@@ -61,7 +62,7 @@ def mortal_zookeeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZooKe
 
 def address(data: bytes) -> str | None:
     """Return the address that a member's data tell; None if they are no member's."""
-    return f"{json.loads(data)['host']}:1" if data in GOOD else None
+    return None if data in BAD else f"{json.loads(data)['host']}:1"
 
 
 class Case:
@@ -75,6 +76,7 @@ class Case:
         manager: Manager,
         updates: trio.MemoryReceiveChannel[Update],
         root: str,
+        last: str,
     ) -> None:
         self.server = server
         self.proxy = proxy
@@ -82,10 +84,30 @@ class Case:
         self.manager = manager
         self.updates = updates
         self.root = root
+        self.last = last
+        """A znode that is written last when it becomes quiet. Once that is seen, nothing earlier is under way."""
         self.there: dict[str, bytes] = {}
         self.seen: dict[str, str] = {}
         self.once_good: dict[str, set[str | None]] = {}
         """The addresses that a path has had. While its data are bad, one of them may still be shown."""
+        self.deleted: set[str] = set()
+        """What was deleted since it was last quiet, with all below it. Nothing else may ever go, not for a moment."""
+        self.quiets = 0
+        self.changed = trio.Event()
+
+    async def look(self) -> None:
+        """Take each update at once, and check that nothing goes that nobody has deleted; for ever."""
+        async for update in self.updates:
+            for changes in update.changes.values():
+                self.seen |= {group.source: group.targets[0][ADDRESS_LABEL] for group in changes.updated}
+                for source in changes.removed:
+                    assert self.was_deleted(source), f"{source} went, and nobody had deleted it"
+                    del self.seen[source]
+            self.changed.set()
+            self.changed = trio.Event()
+
+    def was_deleted(self, path: str) -> bool:
+        return any(path == deleted or path.startswith(f"{deleted}/") for deleted in self.deleted)
 
     async def take(self, step: Step) -> None:
         name, path, data = step
@@ -93,6 +115,7 @@ class Case:
             case "write":
                 await self.write(self.root + path, data)
             case "delete":
+                self.deleted.add(self.root + path)
                 with suppress(NoNodeError):
                     await self.tree.delete(self.root + path)
             case "reset":
@@ -131,14 +154,27 @@ class Case:
         """Let everything through, and wait until what is seen is what is there."""
         await self.proxy.accept()
         self.proxy.heal()
-        self.there = await self.tree.get_all(self.root)
+        self.quiets += 1
+        await self.write(self.last, json.dumps({"host": f"h{self.quiets}", "port": 1}).encode())
+        self.there = await self.tree.get_all(self.root) | await self.tree.get_all(self.last)
         with trio.move_on_after(PATIENCE) as scope:
             while not self.agrees():
-                for changes in (await self.updates.receive()).changes.values():
-                    self.seen |= {group.source: group.targets[0][ADDRESS_LABEL] for group in changes.updated}
-                    for source in changes.removed:
-                        del self.seen[source]
+                await self.changed.wait()
         assert not scope.cancelled_caught, f"seen: {self.seen}, there: {self.there}"
+        self.deleted.clear()
+
+    async def refreshed(self) -> None:
+        """Wait until everything was read again, twice since some may be under way: watches have told of it all."""
+        full_reads = self.counters()["full_reads"]
+        with trio.fail_after(PATIENCE):
+            while self.counters()["full_reads"] < full_reads + 2:  # noqa: ASYNC110 (nothing tells)
+                await trio.sleep(0.02)
+        assert self.counters()["mended"] == 0
+
+    def counters(self) -> Mapping[str, int]:
+        [provider] = self.manager.statistics().providers
+        assert provider.restarts == 0
+        return provider.details.counters
 
     def agrees(self) -> bool:
         if not self.seen.keys() <= self.there.keys():
@@ -154,18 +190,20 @@ async def carry_out(steps: Sequence[Step], server: ZooKeeperServer, *, old: bool
     root = f"/test-{uuid.uuid4().hex}"
     async with open_proxy(server.port) as proxy, open_tree(server.hosts) as tree:
         proxy.unknown = UNKNOWN_BEFORE_3_6 if old else ()
-        config = NerveSDConfig(servers=(proxy.hosts,), paths=(root,), timeout=TIMEOUT)
+        last = f"{root}-last"
+        config = NerveSDConfig(servers=(proxy.hosts,), paths=(root, last), timeout=TIMEOUT, refresh_interval=REFRESH)
         async with (
             open_manager({JOB: [config]}, throttle=Throttle(0, 0)) as manager,
             manager.subscribe() as updates,
+            trio.open_nursery() as nursery,
         ):
-            case = Case(server, proxy, tree, manager, updates, root)
+            case = Case(server, proxy, tree, manager, updates, root, last)
+            nursery.start_soon(case.look)
             for step in steps:
                 await case.take(step)
             await case.quiet()
-            [provider] = manager.statistics().providers
-            assert provider.restarts == 0
-            assert provider.details.counters["mended"] == 0
+            await case.refreshed()
+            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["recursive watches", "one-shot watches"])
