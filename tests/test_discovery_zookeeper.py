@@ -252,8 +252,9 @@ async def test_a_server_that_hangs_up_on_new_operations_is_followed(
 
 
 async def test_one_watch_a_path_and_none_when_it_is_over(tmp_path: Path) -> None:
-    async with running_zookeeper(tmp_path) as server, open_tree(server.hosts) as tree:
-        await tree.create_many({f"/{top}/{n}": member(f"h{n}") for n in range(100) for top in "ab"})
+    async with running_zookeeper(tmp_path) as server:
+        async with open_tree(server.hosts) as tree:
+            await tree.create_many({f"/{top}/{n}": member(f"h{n}") for n in range(100) for top in "ab"})
         async with open_manager(throttle=Throttle(0, 0)) as manager:
             both = (
                 config(server.hosts, "/a", "/b"),
@@ -262,11 +263,11 @@ async def test_one_watch_a_path_and_none_when_it_is_over(tmp_path: Path) -> None
             await manager.apply_config({JOB: both})
             await manager.wait_synced()
             assert await recursive_watches(server) == 2
-            assert len(await server.sessions()) == 2  # the writer's, and one for both configurations
+            assert len(await server.sessions()) == 1
             await manager.apply_config({JOB: both[1:]}, restart="changed")
             assert await recursive_watches(server) == 1  # /a is still followed
         assert await recursive_watches(server) == 0
-        assert len(await server.sessions()) == 1
+        assert len(await server.sessions()) == 0
 
 
 async def test_an_absent_root_is_an_empty_result_and_seen_when_it_comes(
@@ -693,20 +694,21 @@ async def test_a_lost_watch_is_mended_and_counted(
 
 
 async def test_a_thousand_jobs_share_one_session_and_one_thread(tmp_path: Path) -> None:
-    async with running_zookeeper(tmp_path) as server, open_tree(server.hosts) as tree:
-        await tree.create_many(
-            {f"/{n}{below}": member(f"h{n}") if below else b"" for n in range(1_000) for below in ("", "/m")}
-        )
+    async with running_zookeeper(tmp_path) as server:
+        async with open_tree(server.hosts) as tree:
+            await tree.create_many(
+                {f"/{n}{below}": member(f"h{n}") if below else b"" for n in range(1_000) for below in ("", "/m")}
+            )
         threads = threading.active_count()
         jobs = {f"job{n}": [config(server.hosts, f"/{n}", refresh_interval=NO_REFRESH)] for n in range(1_000)}
         async with open_manager(jobs) as manager:
             with trio.fail_after(PATIENCE):
                 await manager.wait_synced()
             assert threading.active_count() <= threads + 1
-            assert len(await server.sessions()) == 2
+            assert len(await server.sessions()) == 1
             assert await recursive_watches(server) == 1_000
             assert all(manager.snapshot().group_count(job) == 1 for job in jobs)
-        assert len(await server.sessions()) == 1
+        assert len(await server.sessions()) == 0
 
 
 async def test_reloads_leave_nothing(tmp_path: Path) -> None:
@@ -724,7 +726,7 @@ async def test_reloads_leave_nothing(tmp_path: Path) -> None:
                 expected[f"/r/{n % 10}"] = f"changed{n}:1"
             await view.manager.wait_synced()
             await view.until(expected)
-            assert len(await server.sessions()) == 2
+            assert len(await server.sessions() - {tree.client_id[0]}) == 1
             assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == (len(descriptors), threads)
             assert len(view.sizes) > 10  # what was changed between the reloads was seen
             assert view.removed == []
