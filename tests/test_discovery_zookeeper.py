@@ -38,6 +38,7 @@ from .zookeeper import (
     Tree,
     ZooKeeperServer,
     needs_zookeeper,
+    old_class_path,
     open_tree,
     running_ensemble,
     running_zookeeper,
@@ -894,3 +895,26 @@ async def test_several_paths_are_one_full_set(proxy: Proxy, tree: Tree, zookeepe
         await view.until({f"{root}/{top}/{n}": f"{top}{n}:1" for top in "abc" for n in range(3)})
         assert view.sizes in ([9], [0, 9])  # not one path after the other
         assert view.details().notes[0] == f'znode "{root}/d" does not exist'
+
+
+@pytest.mark.skipif(old_class_path() is None, reason="no TRIO_SD_OLD_ZOOKEEPER: no real server before 3.6")
+async def test_a_real_server_before_3_6_is_followed(tmp_path: Path) -> None:
+    async with (
+        running_zookeeper(tmp_path, class_path=old_class_path()) as server,
+        open_tree(server.hosts) as tree,
+    ):
+        await tree.create_many({f"/r/{n}": member(f"h{n}") for n in range(100)})
+        expected = {f"/r/{n}": f"h{n}:1" for n in range(100)}
+        async with following(config(server.hosts, "/r", "/later")) as view:
+            await view.until(expected)
+            await tree.set("/r/3", member("changed"))
+            await tree.create("/r/3/deep/x", member("deep"))
+            await tree.delete("/r/9")
+            await tree.create("/later/m", member("late"))
+            expected |= {"/r/3": "changed:1", "/r/3/deep/x": "deep:1", "/later/m": "late:1"}
+            del expected["/r/9"]
+            await view.until(expected)
+            await server.restart()
+            await tree.set("/r/4", member("after"))
+            await view.until(expected | {"/r/4": "after:1"})
+            assert view.details().counters["mended"] == 0
