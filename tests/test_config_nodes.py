@@ -134,10 +134,10 @@ def test_an_alias_may_be_a_key() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: *x\n", 'f.yml:1:4: unknown anchor "x"'),
+        ("a: *x\n", "f.yml:1:4: unknown anchor; a text that begins with * needs quotes"),
         ("a: &x\n  - *x\n", 'f.yml:2:5: anchor "x" contains itself'),
         ("&x a: &y {b: [*y]}\n", 'f.yml:1:15: anchor "y" contains itself'),
-        ("--- &x ~\n--- *x\n", 'f.yml:2:5: unknown anchor "x"'),
+        ("--- &x ~\n--- *x\n", "f.yml:2:5: unknown anchor; a text that begins with * needs quotes"),
     ],
 )
 def test_aliases_that_are_refused(text: str, message: str) -> None:

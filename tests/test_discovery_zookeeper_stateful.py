@@ -31,7 +31,7 @@ pytestmark = needs_zookeeper
 PATIENCE: Final = 20.0
 TIMEOUT: Final = Duration.of("3s")
 REFRESH: Final = Duration.of("150ms")  # so often everything is read again, and what no watch has told of is counted
-EXAMPLES: Final = max(8, settings().max_examples // 25)  # each takes a second of real time
+EXAMPLES: Final = max(6, settings().max_examples // 25)  # each takes a second of real time
 JOB: Final = "job"
 
 PATHS: Final = ("", "/a", "/b", "/a/a", "/a/b", "/b/a", "/a/a/a")

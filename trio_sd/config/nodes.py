@@ -231,7 +231,8 @@ def _build(next_event: Callable[[], _Event], limits: Limits) -> Node | None:
 
 def _aliased(event: _Event, anchors: Mapping[str, tuple[Node, int] | None]) -> tuple[Node, int]:
     if event.anchor not in anchors:
-        raise _error(f"unknown anchor {quote(event.anchor)}", event)
+        # Its name is not shown: a password that begins with * and has no quotes is an alias, too.
+        raise _error("unknown anchor; a text that begins with * needs quotes", event)
     found = anchors[event.anchor]
     if found is None:
         raise _error(f"anchor {quote(event.anchor)} contains itself", event)
