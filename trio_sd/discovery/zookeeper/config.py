@@ -113,13 +113,7 @@ class ServersetSDConfig(_ZooKeeperSDConfig):
 class NerveSDConfig(_ZooKeeperSDConfig):
     """One item of ``nerve_sd_configs``: members as Airbnb's Nerve writes them.
 
-    Attributes:
-      servers: hosts with or without a port, or connection strings; see :func:`~.ensemble.parse_servers`.
-      paths: members are the nodes at and below these.
-      timeout: after how long a silent server is given up.
-      refresh_interval: how often everything is read again, whatever the watches say.
-      digest_auth: who to be to the servers; nobody in particular if ``None``.
-      tls_config: how to encrypt; not at all if ``None``.
+    Attributes: those of :class:`ServersetSDConfig`.
     """
 
     mechanism: ClassVar[str] = "nerve"
