@@ -185,7 +185,7 @@ async def following(*configs: NerveSDConfig) -> AsyncIterator[View]:
 async def until_ended(server: ZooKeeperServer, session: int) -> None:
     """Wait until the server has ended a session; it tells nobody."""
     with trio.fail_after(PATIENCE):
-        while session in await server.sessions():  # noqa: ASYNC110
+        while session in await server.sessions():  # noqa: ASYNC110 (another process, which has no event)
             await trio.sleep(0.02)
 
 
@@ -443,13 +443,13 @@ async def test_what_becomes_of_a_connection_is_logged(
     name = f"zookeeper {proxy.hosts}"
     came, lost = (logging.INFO, f"connected to {name}, "), (logging.WARNING, f"lost the connection to {name}; ")
     expired = (logging.WARNING, f"the session with {name} has expired")
+    starts = (came[1], lost[1], expired[1])
 
     def told() -> list[tuple[int, str]]:
         messages = [(record.levelno, record.getMessage()) for record in caplog.records]
-        known = [(level, start) for level, message in messages for start in STARTS if message.startswith(start)]
+        known = [(level, start) for level, message in messages for start in starts if message.startswith(start)]
         return [entry for n, entry in enumerate(known) if n == 0 or known[n - 1] != entry]  # why may be told anew
 
-    STARTS = (came[1], lost[1], expired[1])  # noqa: N806
     async with following(config(proxy.hosts, root, timeout=Duration.of("1s"))) as view:
         await view.until({f"{root}/m": "h:1"})
         begun = [came, lost] if proxy.unknown else []  # such a server hangs up on what it does not know

@@ -730,3 +730,22 @@ async def test_a_server_without_recursive_watches_is_noted_until_there_is_anothe
         assert found.counter("recursive_watches") == 1
         assert len(logged(caplog, note)) == 2
         assert len(logged(caplog, f"no longer: {note}")) == 1
+
+
+async def test_numbers_of_another_session_that_begins_meanwhile_are_not_trusted(autojump_clock: MockClock) -> None:
+    session = FakeSession(a="h1")
+    async with following(session) as found:
+        await trio.sleep(1)
+        number = session.znodes["/r/a"][1]
+
+        def on_read(path: str) -> None:
+            if session.session_id == 2:
+                session.znodes["/r/a"] = (member("h2"), number)
+            elif path == "/r/a":  # read a last time, and then a server that counts anew takes the place of this one
+                session.session_id = 2
+                session.connect()
+
+        session.on_read = on_read
+        session.connect()
+        await trio.sleep(1)
+        assert found.updates[-1] == {"/r/a": "h2"}

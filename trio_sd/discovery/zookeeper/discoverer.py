@@ -212,14 +212,15 @@ class ZooKeeperDiscoverer:
     async def _read_all(self, session: Session, follower: Follower, *, reconcile: bool) -> None:
         """Set the watches, and read everything; with ``reconcile``, count what watches should have told of."""
         self._recursive = await session.watch_recursively(self._roots)  # changes nothing where they are set
-        self._tree.begin_full_read(trusting=session.session_id == self._read_in_session)
+        session_id = session.session_id  # another one may have begun when this is done; with that, all is read again
+        self._tree.begin_full_read(trusting=session_id == self._read_in_session)
         await self._walk(session, [(Read.DATA, root) for root in self._roots], full=True)
         self._tree.end_full_read()
         self._log_troubles()
         if not self._synced:
             self._require_roots()
         session.completed_full_read()
-        self._read_in_session = session.session_id
+        self._read_in_session = session_id
         self._full_reads += 1
         if reconcile:
             mended = self._untold(follower.changed_paths)  # an event arrives before any answer that shows the change
