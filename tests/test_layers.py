@@ -29,12 +29,15 @@ FLOORS = {
     "regexes": 0,
     "relabel": 0,
     "target_labels": 0,
+    "damping": 0,
     "store": 1,
     "discoverer": 1,
     "resources": 1,
     "config": 2,
+    "state": 2,
     "provider": 3,
     "subscription": 3,
+    "state_file": 3,
     "manager": 4,
     "discovery": 5,
     "reload": 6,
@@ -64,7 +67,9 @@ NEIGHBOURS = {
     ("target_labels", "durations"),
     ("target_labels", "targets"),
     ("target_labels", "relabel"),
+    ("damping", "targets"),
     ("discoverer", "resources"),
+    ("state_file", "subscription"),
 }
 """Rooms of one floor of which the first may import the second."""
 

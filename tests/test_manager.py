@@ -366,7 +366,7 @@ async def test_reload_contract_what_is_stuck_is_told_by_name_and_holds_up_nothin
         assert manager.statistics().stuck == ("lasting/0",)
         (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
         assert record.getMessage() == (
-            "manager mine: provider lasting/0 has not stopped within 5 s; the reload goes on without it"
+            "manager mine: provider lasting/0 has not stopped within 5 s; going on without it"
         )
         await manager.apply_config({"s": [prompt.config]})
         assert trio.current_time() == 5, "the next reload does not wait for it again"

@@ -32,7 +32,7 @@ from .processes import COMMAND
 
 def test_an_update_is_one_line_of_json() -> None:
     changes = {"web": SetChanges((group("f:0", "ä:1", labels={"zone": "a\nb"}),), ("f:1",)), "new": SetChanges()}
-    line = encode_update("scrape", 7, changes)
+    line = encode_update("scrape", 7, changes, {})
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
     assert json.loads(line) == {
@@ -49,7 +49,7 @@ def test_an_update_is_one_line_of_json() -> None:
 
 
 def test_what_can_not_be_encoded_is_replaced() -> None:
-    line = encode_update("m", 1, {"s": SetChanges((group("x", "bad\udcff"),))})
+    line = encode_update("m", 1, {"s": SetChanges((group("x", "bad\udcff"),))}, {})
     assert json.loads(line)["sets"]["s"]["updated"][0]["targets"] == [{"__address__": "bad?"}]
 
 
@@ -113,7 +113,8 @@ async def test_the_picture_shows_all_targets_or_the_latest_changes_and_failures_
         assert "2 sets, 100 targets" in lines[0]
         assert "1 refused" in lines[0]
         assert "p.yml:1:1: no" in lines[1]
-        assert [line.split()[0] for line in lines[4:6]] == ["fake/1", "fake/0"]
+        assert lines[2].startswith("subscribers: scrape/screen ")
+        assert [line.split()[0] for line in lines[5:7]] == ["fake/1", "fake/0"]
         assert "LATEST CHANGES" in text
         assert len(lines) <= 30
         assert "h99:1" in render(screen.picture(150), width=150, terminal=False)

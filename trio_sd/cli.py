@@ -12,7 +12,9 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from functools import partial
 
 import click
@@ -23,6 +25,7 @@ from .config import Duration
 from .errors import ConfigError, TrioSDError
 from .manager import Manager, open_manager
 from .outputs.check import check_document, check_rows, checked_targets
+from .outputs.health import health_lines
 from .outputs.jsonl import JsonLines
 from .outputs.logfmt import LogfmtFormatter
 from .reload import Reloader, load
@@ -48,6 +51,10 @@ def _duration(context: click.Context, parameter: click.Parameter, text: str) -> 
         raise click.BadParameter(str(error)) from None
 
 
+def _optional_duration(context: click.Context, parameter: click.Parameter, text: str | None) -> Duration | None:
+    return None if text is None else _duration(context, parameter, text)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="trio-sd")
 @click.option(
@@ -67,6 +74,7 @@ def cli(log_level: str) -> None:
       trio-sd check prometheus.yml node web   the same for two jobs
       trio-sd run prometheus.yml              watch targets come and go
       pkill -HUP -x trio-sd                   reload the configuration
+      pkill -USR1 -x trio-sd                  log how everything fares
     """
     handler = logging.StreamHandler()
     handler.setFormatter(LogfmtFormatter())
@@ -154,11 +162,34 @@ async def _check(path: str, jobs: tuple[str, ...], patience: float, format_: str
     help="Default: a live table on a terminal, JSON lines elsewhere.",
 )
 @click.option("--watch-config", is_flag=True, help="Reload when the configuration's files change, too.")
-def run(config: str, output: str | None, watch_config: bool) -> None:
+@click.option(
+    "--state-file",
+    type=click.Path(dir_okay=False),
+    help="Keep what is shown over a restart in this file (and alertmanagers in FILE.notify).",
+)
+@click.option(
+    "--state-max-age", callback=_optional_duration, help="Restore nothing that was last known to be right before that."
+)
+@click.option(
+    "--removal-delay",
+    callback=_duration,
+    default="0s",
+    show_default=True,
+    help="Show a target for that long after it has gone, in case that it comes back.",
+)
+def run(
+    config: str,
+    output: str | None,
+    watch_config: bool,
+    state_file: str | None,
+    state_max_age: Duration | None,
+    removal_delay: Duration,
+) -> None:
     """Run the discovery of CONFIG and show targets come and go, until SIGTERM or SIGINT.
 
-    SIGHUP reloads the configuration; one that can't be used is refused, and the old one goes on. "jsonl" prints one
-    update a line: {"revision": 7, "manager": "scrape", "sets": {JOB: {"updated": [...], "removed": [...]}}}.
+    SIGHUP reloads the configuration; one that can't be used is refused, and the old one goes on. SIGUSR1 logs how
+    every provider and subscriber fares. "jsonl" prints one update a line:
+    {"revision": 7, "manager": "scrape", "sets": {JOB: {"updated": [...], "removed": [...]}}}.
     The manager is "scrape" for scrape_configs, "notify" for alertmanagers.
 
     \b
@@ -166,15 +197,43 @@ def run(config: str, output: str | None, watch_config: bool) -> None:
       trio-sd run prometheus.yml
       trio-sd run prometheus.yml --output jsonl | jq -c '.sets | keys'
       trio-sd run prometheus.yml --output none --watch-config
+      trio-sd run prometheus.yml --state-file /var/lib/trio-sd/state --state-max-age 1d --removal-delay 30s
     """
     output = output or _table_or("jsonl")
     if output != "none" and sys.stdout is None:
         # Its descriptor may be somebody else's by now.
         raise click.UsageError("stdout is closed, so there is nowhere to write to; use --output none")
-    trio.run(partial(_run, config, output=output, watch=watch_config))
+    if state_file is not None and os.path.realpath(state_file) == os.path.realpath(config):
+        # It would be set aside as a state file that can't be used.
+        raise click.UsageError("the state file and the configuration are the same file")
+    max_age = None if state_max_age is None else state_max_age.seconds
+    opening = _Opening(state_file, max_age, removal_delay.seconds)
+    trio.run(partial(_run, config, output=output, watch=watch_config, opening=opening))
 
 
-async def _run(path: str, *, output: str, watch: bool) -> None:
+@dataclass(frozen=True)
+class _Opening:
+    """How managers are opened.
+
+    Attributes:
+      state_file: where "scrape" keeps its state; "notify" has a file of its own beside it.
+      state_max_age: seconds.
+      removal_delay: seconds.
+    """
+
+    state_file: str | None = None
+    state_max_age: float | None = None
+    removal_delay: float = 0.0
+
+    def open(self, name: str) -> AbstractAsyncContextManager[Manager]:
+        """Open the manager of that name."""
+        state_path = self.state_file and (self.state_file if name == "scrape" else f"{self.state_file}.{name}")
+        return open_manager(
+            name=name, removal_delay=self.removal_delay, state_path=state_path, state_max_age=self.state_max_age
+        )
+
+
+async def _run(path: str, *, output: str, watch: bool, opening: _Opening) -> None:
     async def body(managers: Sequence[Manager], reloader: Reloader, nursery: trio.Nursery) -> None:
         if output == "table":
             from .outputs.screen import Screen  # drawing costs 60 ms of imports
@@ -186,14 +245,16 @@ async def _run(path: str, *, output: str, watch: bool) -> None:
                 nursery.start_soon(_write_lines, manager, lines)
         await trio.sleep_forever()
 
-    await _serve(path, body, watch=watch)
+    await _serve(path, body, watch=watch, opening=opening)
 
 
 async def _write_lines(manager: Manager, lines: JsonLines) -> None:
     async with manager.subscribe(name="jsonl") as updates:
         first = True
+        stale: Mapping[str, float] = {}
         async for update in updates:
-            if first or update.changes:
+            before, stale = stale, update.snapshot.stale
+            if first or update.changes or stale != before:
                 await lines.write(manager.name, update)
             first = False
 
@@ -232,20 +293,21 @@ async def _serve(
     body: Callable[[Sequence[Manager], Reloader, trio.Nursery], Awaitable[None]],
     *,
     watch: bool = False,
+    opening: _Opening = _Opening(),
 ) -> None:
     """Run both managers of the configuration at ``path``, and ``body`` beside them until it returns or a signal comes.
 
     Signals are caught from before the configuration is first read: a SIGHUP that comes early asks for a reload, and
     does not kill the process. The first load is a reload like any other, but that a refusal ends the process.
     """
-    with trio.open_signal_receiver(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
         async with (
-            open_manager(name="scrape") as scrape,
-            open_manager(name="notify") as notify,
+            opening.open("scrape") as scrape,
+            opening.open("notify") as notify,
             trio.open_nursery() as nursery,
         ):
             reloader = Reloader(path, scrape=scrape, notify=notify)
-            nursery.start_soon(_handle_signals, signals, reloader, nursery.cancel_scope)
+            nursery.start_soon(_handle_signals, signals, reloader, (scrape, notify), nursery.cancel_scope)
             await reloader.reload()
             nursery.start_soon(reloader.run)
             if watch:
@@ -254,10 +316,16 @@ async def _serve(
             nursery.cancel_scope.cancel()
 
 
-async def _handle_signals(signals: AsyncIterator[int], reloader: Reloader, scope: trio.CancelScope) -> None:
+async def _handle_signals(
+    signals: AsyncIterator[int], reloader: Reloader, managers: Sequence[Manager], scope: trio.CancelScope
+) -> None:
     async for number in signals:
         if number == signal.SIGHUP:
             reloader.request()
+        elif number == signal.SIGUSR1:
+            for manager in managers:
+                for line in health_lines(manager.statistics(), trio.current_time()):
+                    logger.info("%s", line)
         else:
             logger.info("%s: ending", signal.Signals(number).name)
             scope.cancel()

@@ -3,16 +3,24 @@
 Everything that it starts lives in one nursery, which :func:`open_manager` opens and closes. Decisions are made in
 sync code, between two awaits; what is awaited is only the end of what was told to stop. So a cancelled
 :meth:`Manager.apply_config` leaves either the old configuration or the new one, never something between.
+
+With a state file, what an earlier process showed last is restored first, under providers that do not run. The first
+configuration then is a reload like any other: a configuration that stays takes over what was restored of it, and one
+that has gone leaves.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import random
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from types import MappingProxyType
 from typing import Literal
 
@@ -22,6 +30,8 @@ from .discoverer import DiscovererConfig, DiscovererOptions
 from .limits import Limits
 from .provider import Backoff, Provider, ProviderStatistics
 from .resources import Resources
+from .state import SavedProvider, State, fingerprint
+from .state_file import PACE, StateFile, StateFileStatistics
 from .store import Snapshot, TargetStore, Update
 from .subscription import Subscription, SubscriptionStatistics, Throttle
 
@@ -61,10 +71,11 @@ class ManagerStatistics:
       sets: in the order of the configuration.
       providers: in the order of their first set.
       subscriptions: in the order in which they were made.
-      stuck: names of providers that were told to stop and have not, past their grace time.
+      stuck: names of providers that were told to stop or to pause and have not, past their grace time.
       resources: users of each shared resource.
       reloads: how many configurations were applied.
       last_reload: when the last one was.
+      state_file: how the state file fares, or ``None`` if there is none.
     """
 
     name: str
@@ -76,6 +87,7 @@ class ManagerStatistics:
     resources: Mapping[str, int]
     reloads: int
     last_reload: float | None
+    state_file: StateFileStatistics | None
 
 
 class Manager:
@@ -92,9 +104,11 @@ class Manager:
         grace: float,
         backoff: Backoff,
         rng: random.Random,
+        removal_delay: float,
+        state_file: StateFile | None,
     ) -> None:
-        if not (warm_up >= 0 and grace >= 0):
-            raise ValueError(f"warm_up and grace are seconds, not {warm_up} and {grace}")
+        if not (warm_up >= 0 and grace >= 0 and removal_delay >= 0):
+            raise ValueError(f"warm_up, grace and removal_delay are seconds, not {warm_up}, {grace}, {removal_delay}")
         self.name = name
         self._nursery = nursery
         self._throttle = throttle
@@ -104,16 +118,21 @@ class Manager:
         self._backoff = backoff
         self._rng = rng
         self._resources = Resources(nursery)
-        self._store = TargetStore(self._notify)
+        self._store = TargetStore(self._notify, self._set_alarm, removal_delay)
         self._turn = trio.Lock()
         self._sets: dict[str, tuple[str, ...]] = {}
         self._providers: dict[str, Provider] = {}
         self._stopping: list[Provider] = []  # told to stop by an apply_config that was cancelled since
         self._stuck: list[Provider] = []
+        self._paused: set[str] = set()
         self._names: dict[DiscovererConfig, str] = {}
         self._names_given = 0
+        self._state_file = state_file
+        self._restored: list[tuple[SavedProvider, str]] = []  # with their names, until the first configuration
+        self._identities: dict[str, tuple[str, str | None]] = {}  # mechanism and fingerprint, for the state file
+        self._applied = trio.Event()
         self._subscriptions: dict[Subscription, None] = {}
-        self._expiring: trio.CancelScope | None = None
+        self._alarm = trio.CancelScope()  # its deadline is when something that is shown must go
         self._closed = False
         self._reloads = 0
         self._last_reload: float | None = None
@@ -158,7 +177,8 @@ class Manager:
                     while self._stopping:
                         await self._stopping[-1].stopped.wait()
                         self._stopping.pop()
-                self._give_up_on_stuck()
+                stuck, self._stopping = self._stopping, []
+                self._give_up_on(stuck, "stopped")
             finally:
                 # Also when cancelled: the new configuration is in force, and a promise of this method.
                 if not self._closed:
@@ -184,49 +204,79 @@ class Manager:
             self._providers[name] = provider
         now = trio.current_time()
         self._store.apply(self._sets, restarted=[p.name for p in new], deadline=now + self._warm_up)
-        self._stuck = [provider for provider in self._stuck if not provider.stopped.is_set()]
+        self._stuck = [provider for provider in self._stuck if provider.ending]
         for provider in old.values():
             provider.stop()
             self._stopping.append(provider)
-        if self._store.next_deadline is not None and self._expiring is None:
-            self._expiring = trio.CancelScope()
-            self._nursery.start_soon(self._expire_leaving, self._expiring)
         self._reloads += 1
         self._last_reload = now
+        self._applied.set()
         return new
 
     def _assign_names(self, wanted: Mapping[str, tuple[DiscovererConfig, ...]]) -> None:
         """Name every configuration's provider: as before, for as long as it runs or something of it is shown."""
-        alive = {name for leaving in self._store.leaving.values() for name in leaving} | self._providers.keys()
+        alive = {name for shown in self._store.arrangement().values() for name in shown} | self._providers.keys()
         self._names = {config: name for config, name in self._names.items() if name in alive}
+        self._take_over_restored(wanted)
         for config in (member for members in wanted.values() for member in members):
             if config not in self._names:
-                self._names[config] = f"{config.mechanism}/{self._names_given}"
-                self._names_given += 1
+                self._names[config] = name = self._new_name(config.mechanism)
+                if self._state_file is not None:
+                    self._identities[name] = (config.mechanism, fingerprint(config))
+        alive.update(self._names.values())
+        self._identities = {name: identity for name, identity in self._identities.items() if name in alive}
+        self._paused.intersection_update(self._names.values())
+
+    def _new_name(self, mechanism: str) -> str:
+        self._names_given += 1
+        return f"{mechanism}/{self._names_given - 1}"
+
+    def _take_over_restored(self, wanted: Mapping[str, tuple[DiscovererConfig, ...]]) -> None:
+        """Name providers of the first configuration as what was restored of an equal one in the state file.
+
+        Two that can't be told apart there, because only their secrets differ, are not taken for each other.
+        """
+        if not self._restored:
+            return
+        saved = Counter(provider.fingerprint for provider, _ in self._restored)
+        configs: dict[str | None, list[DiscovererConfig]] = {}
+        for config in dict.fromkeys(member for members in wanted.values() for member in members):
+            configs.setdefault(fingerprint(config), []).append(config)
+        for provider, name in self._restored:
+            same = configs.get(provider.fingerprint, ())
+            if provider.fingerprint is not None and saved[provider.fingerprint] == len(same) == 1:
+                self._names[same[0]] = name
+        self._restored = []
 
     def _make_provider(self, name: str, config: DiscovererConfig) -> Provider:
         options = DiscovererOptions(self._resources, self._limits, partial(self._store.last_known, name), name)
-        return Provider(name, config, options, self._store, backoff=self._backoff, rng=self._rng)
+        paused = name in self._paused
+        return Provider(name, config, options, self._store, backoff=self._backoff, rng=self._rng, paused=paused)
 
-    def _give_up_on_stuck(self) -> None:
-        """Name the providers whose grace time is over, and wait for them no more."""
-        stuck = [provider for provider in self._stopping if not provider.stopped.is_set()]
-        self._stopping = []
-        self._stuck += stuck
-        for provider in stuck:
-            logger.error(
-                "manager %s: provider %s has not stopped within %g s; the reload goes on without it",
-                self.name,
-                provider.name,
-                self._grace,
-            )
+    def _give_up_on(self, providers: Iterable[Provider], what: str) -> None:
+        """Name those of ``providers`` whose grace time is over, and wait for them no more."""
+        for provider in providers:
+            if provider.ending:
+                self._stuck.append(provider)
+                logger.error(
+                    "manager %s: provider %s has not %s within %g s; going on without it",
+                    self.name,
+                    provider.name,
+                    what,
+                    self._grace,
+                )
 
-    async def _expire_leaving(self, scope: trio.CancelScope) -> None:
-        """Let leaving providers go at their deadlines. Runs only while there are any."""
-        with scope:
-            while (deadline := self._store.next_deadline) is not None:
-                await trio.sleep_until(deadline)
-                self._store.expire(trio.current_time())  # a change, so that _notify ends this when all have gone
+    async def _keep_time(self) -> None:
+        """Let go what has reached its deadline, at that moment. Sleeps without a timer while there is nothing."""
+        while True:
+            with self._alarm:
+                await trio.sleep_forever()
+            self._alarm = trio.CancelScope()
+            self._store.expire(trio.current_time())
+
+    def _set_alarm(self) -> None:
+        deadline = self._store.next_deadline
+        self._alarm.deadline = inf if deadline is None else deadline
 
     @asynccontextmanager
     async def subscribe(
@@ -266,9 +316,6 @@ class Manager:
             ended.set()
 
     def _notify(self) -> None:
-        if self._expiring is not None and not self._store.leaving_any:
-            self._expiring.cancel()
-            self._expiring = None
         for subscription in self._subscriptions:
             subscription.notify()
 
@@ -308,6 +355,44 @@ class Manager:
             provider.refresh()
         await self.wait_synced(set_name)
 
+    async def pause(self, provider: str) -> None:
+        """Stop the discoverer of a provider, named as in :meth:`statistics`, until it is resumed.
+
+        What it has found stays shown. Returns when the discoverer has ended, or when the grace time is over; then it
+        is named in the log and in the statistics, and not listened to any more. A provider stays paused over reloads
+        for as long as its configuration stays. Nobody waits for what is paused: it counts as synced, and a refresh
+        passes it over.
+
+        Raises:
+          trio.ClosedResourceError: the manager is closed.
+          KeyError: there is no provider of that name.
+
+        Cancelled, it is paused all the same, only the end of its discoverer was not waited for.
+        """
+        self._check_open()
+        chosen = self._providers[provider]
+        self._paused.add(provider)
+        chosen.pause()
+        with trio.move_on_after(self._grace):
+            await chosen.wait_quiet()
+        self._check_open()
+        if chosen is self._providers.get(provider):  # and not stopped by a reload meanwhile, which waits for its end
+            self._give_up_on([chosen], "paused")
+
+    async def resume(self, provider: str) -> None:
+        """Run the discoverer of a paused provider again; without effect on one that is not paused.
+
+        What is shown stays until its first full set replaces it. :meth:`wait_synced` waits for that.
+
+        Raises:
+          trio.ClosedResourceError: the manager is closed.
+          KeyError: there is no provider of that name.
+        """
+        self._check_open()
+        self._providers[provider].resume()
+        self._paused.discard(provider)
+        await trio.lowlevel.checkpoint()
+
     def unsynced(self) -> tuple[str, ...]:
         """Return the names of the providers that :meth:`wait_synced` would wait for."""
         return tuple([p.name for p in self._providers.values() if not p.settled])
@@ -334,19 +419,91 @@ class Manager:
                         name=set_name,
                         groups=snapshot.group_count(set_name),
                         targets=snapshot.target_count(set_name),
-                        providers=names,
+                        providers=tuple([name for name in shown if name not in leaving.get(set_name, ())]),
                         leaving=tuple(leaving.get(set_name, ())),
                     )
-                    for set_name, names in self._sets.items()
+                    for set_name, shown in self._store.arrangement().items()
                 ]
             ),
             providers=tuple([p.statistics(tuple(sets_of[name])) for name, p in self._providers.items()]),
             subscriptions=tuple([subscription.statistics() for subscription in self._subscriptions]),
-            stuck=tuple([p.name for p in (*self._stuck, *self._stopping) if not p.stopped.is_set()]),
+            stuck=tuple(dict.fromkeys([p.name for p in (*self._stuck, *self._stopping) if p.ending])),
             resources=MappingProxyType(self._resources.statistics()),
             reloads=self._reloads,
             last_reload=self._last_reload,
+            state_file=self._state_file.statistics() if self._state_file is not None else None,
         )
+
+    async def _restore(self, state_file: StateFile, max_age: float | None) -> None:
+        """Show what the state file says, but for what is older than ``max_age``."""
+        state = await state_file.read()
+        if state is None:
+            return
+        now, clock = time.time(), trio.current_time()
+        names: dict[int, str] = {}
+        found = {}
+        for number, provider in enumerate(state.providers):
+            age = max(0.0, now - provider.known_good)  # clocks go backwards, too
+            if max_age is not None and age > max_age:
+                sets = [set_name for set_name, numbers in state.sets.items() if number in numbers]
+                logger.warning(
+                    "manager %s: not restored, last known to be right %.0f s ago: %s in %s",
+                    self.name,
+                    age,
+                    provider.mechanism,
+                    ", ".join(sets),
+                )
+                continue
+            names[number] = name = self._new_name(provider.mechanism)
+            self._restored.append((provider, name))
+            self._identities[name] = (provider.mechanism, provider.fingerprint)
+            found[name] = (tuple(provider.groups), provider.known_good, clock - age)
+        sets_restored = {
+            set_name: [names[number] for number in numbers if number in names]
+            for set_name, numbers in state.sets.items()
+        }
+        self._store.restore(sets_restored, found)
+        logger.info(
+            "manager %s: restored %d sets, %d targets, saved %.0f s ago; stale until their providers report",
+            self.name,
+            len(state.sets),
+            sum([len(group.targets) for groups, _, _ in found.values() for group in groups]),
+            now - state.saved,
+        )
+
+    def _state(self) -> State:
+        """Return what is to be written to the state file at this moment."""
+        now, clock = time.time(), trio.current_time()
+        sets = self._store.arrangement()
+        numbers: dict[str, int] = {}
+        saved: list[SavedProvider] = []
+        for name in dict.fromkeys(name for members in sets.values() for name in members):
+            confirmed = self._store.confirmed(name)
+            if confirmed is None:
+                continue  # nothing was ever heard of it
+            provider = self._providers.get(name)
+            known_good = self._store.stale_since(name)
+            if known_good is None:
+                known_good = now if provider is not None and provider.synced else now - (clock - confirmed)
+            numbers[name] = len(saved)
+            saved.append(SavedProvider(*self._identities[name], known_good, self._store.groups(name).values()))
+        members = {s: tuple([numbers[n] for n in names if n in numbers]) for s, names in sets.items()}
+        return State(self.name, now, members, tuple(saved))
+
+    async def _keep_state(self, state_file: StateFile) -> None:
+        """Keep the state file up to date, from the first configuration on: until then it is not ours to write."""
+        await self._applied.wait()
+        subscription = Subscription(self._store, PACE, "state file")
+        self._subscriptions[subscription] = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._deliver, subscription, trio.Event())
+            await state_file.keep(subscription.updates, self._state)
+
+    async def _save_last_state(self, state_file: StateFile, state: State) -> None:
+        with trio.move_on_after(self._grace, shield=True) as scope:
+            await state_file.save(state)
+        if scope.cancelled_caught:
+            logger.error("manager %s: the state was not saved within %g s in the end", self.name, self._grace)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -369,6 +526,9 @@ async def open_manager(
     grace: float = 5.0,
     backoff: Backoff = Backoff(),
     rng: random.Random | None = None,
+    removal_delay: float = 0.0,
+    state_path: str | os.PathLike[str] | None = None,
+    state_max_age: float | None = None,
 ) -> AsyncIterator[Manager]:
     """Open a manager, apply ``configs``, and close it at the end of the block with everything that it started.
 
@@ -384,10 +544,21 @@ async def open_manager(
       grace: seconds that a provider has to stop, before a reload goes on without it.
       backoff: the pauses before a discoverer that failed is run again.
       rng: draws their jitter; a generator of its own if ``None``.
+      removal_delay: seconds for which a target is still shown after its removal was found out; one that comes back
+        meanwhile was never seen to leave. Additions do not wait, nor does what a reload takes away by configuration.
+      state_path: the file in which what is shown is kept over a restart of the process, each manager in a file of its
+        own. At the start its content is shown at once, marked as stale (``Snapshot.stale``, ``ProviderStatistics``),
+        and each provider's part is replaced by its first full set. A file that can't be used is logged and set aside.
+      state_max_age: what was last known to be right more than so many seconds ago is not restored; all is if ``None``.
 
-    Cancelled, the block ends first and what the manager runs is cancelled with it.
+    Raises:
+      ValueError: a number of seconds is negative.
+
+    Cancelled, the block ends first and what the manager runs is cancelled with it. The state is saved once more at
+    the end of the block, shielded, for ``grace`` seconds at the most.
     """
     async with _open_service_nursery() as nursery:
+        state_file = StateFile(state_path, name) if state_path is not None else None
         manager = Manager(
             nursery,
             name=name,
@@ -397,13 +568,22 @@ async def open_manager(
             grace=grace,
             backoff=backoff,
             rng=rng if rng is not None else random.Random(),
+            removal_delay=removal_delay,
+            state_file=state_file,
         )
+        nursery.start_soon(manager._keep_time)
+        if state_file is not None:
+            await manager._restore(state_file, state_max_age)
+            nursery.start_soon(manager._keep_state, state_file)
         try:
             if configs:
                 await manager.apply_config(configs)
             yield manager
         finally:
+            last_state = manager._state() if state_file is not None and manager._applied.is_set() else None
             manager._close()
+            if state_file is not None and last_state is not None:
+                await manager._save_last_state(state_file, last_state)
 
 
 @asynccontextmanager

@@ -11,6 +11,10 @@ This is the one supervision boundary of the engine: what a discoverer raises end
 in the log, what the discoverer had sent stays, and a new discoverer is made after a pause. The pause doubles with
 every failure in a row and is drawn at random from its upper half, so that a thousand providers whose server went away
 do not come back in step.
+
+A pause, a refresh and the end of a provider bump its *generation*: what a run hands over from then on comes too late,
+and is ignored, however long that run takes to end. No two runs overlap: the next one begins when the one before it has
+ended, its clean-up included.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ __all__ = ["Backoff", "Provider", "ProviderState", "ProviderStatistics"]
 
 logger = logging.getLogger(__name__)
 
-ProviderState = Literal["starting", "synced", "failing", "stopped"]
+ProviderState = Literal["starting", "synced", "failing", "paused", "stopped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +65,20 @@ class ProviderStatistics:
       name: ``<mechanism>/<n>``; an equal configuration keeps it over reloads.
       sets: the sets that it feeds.
       state: ``starting`` until the first full set of this run; ``synced``; ``failing`` while the last attempt failed
-        or the mechanism tells of errors; ``stopped`` once cancelled.
-      last_attempt: when the discoverer was last started.
-      last_success: when it last sent something, or ``None``. The age of what is shown counts from here.
-      last_error: what last went wrong in this run, as ``Type: message``, or ``None``.
+        or the mechanism tells of errors; ``paused`` by :meth:`Manager.pause`; ``stopped`` once cancelled.
+      last_attempt: when the discoverer was last started, or ``None``.
+      last_success: when it last sent something since it was last started by a reload, or ``None``.
+      last_error: what last went wrong since then, as ``Type: message``, or ``None``.
+      last_failure: when that was, or ``None``.
       failure_streak: attempts that failed since the last success.
       groups: groups held of it.
       targets: targets held of it.
-      updates: updates that it has sent in this run.
-      restarts: how often it was run again after a failure, in this run.
+      updates: updates that it has sent since it was last started by a reload.
+      restarts: how often it was run again after a failure since then.
       duplicates: groups lost because another one in the same update had the same source.
+      age: seconds since the last word on what is shown of it, which may be of a run before a reload or, if ``stale``,
+        of an earlier process; ``None`` if nothing was ever heard of it.
+      stale: whether what is shown of it comes from the state file, and was not confirmed since.
       details: what the mechanism tells of itself.
     """
 
@@ -80,12 +88,15 @@ class ProviderStatistics:
     last_attempt: float | None
     last_success: float | None
     last_error: str | None
+    last_failure: float | None
     failure_streak: int
     groups: int
     targets: int
     updates: int
     restarts: int
     duplicates: int
+    age: float | None
+    stale: bool
     details: DiscovererStatistics = field(default_factory=DiscovererStatistics)
 
 
@@ -99,6 +110,7 @@ class Provider:
       store: where updates go, by sync calls.
       backoff: the pauses after failures.
       rng: draws the jitter.
+      paused: whether it begins paused.
     """
 
     def __init__(
@@ -110,6 +122,7 @@ class Provider:
         *,
         backoff: Backoff,
         rng: random.Random,
+        paused: bool = False,
     ) -> None:
         self.name = name
         self.config = config
@@ -124,11 +137,16 @@ class Provider:
         self._scope = trio.CancelScope()
         self._round = trio.CancelScope()
         self._settled = trio.Event()  # the present run has reported, or there is nothing to wait for any more
-        self._generation = 0  # counts what makes updates under way come too late: stops and refreshes
+        self._generation = 0  # counts what makes updates under way come too late: stops, refreshes and pauses
+        self._resumed = trio.Event()
+        self._quiet = trio.Event()  # nothing runs that was told to pause
+        if not paused:
+            self._resumed.set()
         self._discoverer: Discoverer | None = None
         self._last_attempt: float | None = None
         self._last_success: float | None = None
         self._last_error: str | None = None
+        self._last_failure: float | None = None
         self._failure_streak = 0
         self._backoff_streak = 0
         self._updates = 0
@@ -140,19 +158,53 @@ class Provider:
         self._generation += 1
         self._scope.cancel()
         self._settled.set()
+        self._quiet.set()  # who waits for that may wait for `stopped`
 
     def refresh(self) -> None:
-        """Begin a new run now, without a pause; what is shown stays until its first full set replaces it."""
-        if not self._scope.cancel_called:
+        """Begin a new run now, without a pause; what is shown stays until its first full set replaces it.
+
+        Without effect on one that is paused or stopped.
+        """
+        if not self.paused and not self._scope.cancel_called:
             self._generation += 1
             self._settled.set()  # wakes those who wait, to wait for the new run
             self._settled = trio.Event()
             self._round.cancel()
 
+    def pause(self) -> None:
+        """Begin to pause: cancel the discoverer, and ignore what it may still send. Wait with :meth:`wait_quiet`."""
+        if not self.paused and not self._scope.cancel_called:
+            self._generation += 1
+            self._resumed = trio.Event()
+            self._quiet = trio.Event()
+            self._settled.set()
+            self._round.cancel()
+
+    def resume(self) -> None:
+        """Begin a new run, if paused; what is shown stays until its first full set replaces it."""
+        if self.paused:
+            self._settled = trio.Event()
+            self._quiet.set()
+            self._resumed.set()
+
+    @property
+    def paused(self) -> bool:
+        """Whether it was told to pause, and not to resume since."""
+        return not self._resumed.is_set()
+
+    @property
+    def ending(self) -> bool:
+        """Whether something runs that was told to end, by a stop or a pause."""
+        return not (self.stopped.is_set() if self._scope.cancel_called else self._quiet.is_set() or not self.paused)
+
+    async def wait_quiet(self) -> None:
+        """Wait until nothing runs that was told to pause, or it was told to resume or stop since."""
+        await self._quiet.wait()
+
     @property
     def settled(self) -> bool:
-        """Whether the present run has reported its first full set, or the provider was told to stop."""
-        return self._settled.is_set()
+        """Whether there is no first full set to wait for: it is there, or the provider was told to pause or stop."""
+        return self.paused or self._settled.is_set()
 
     async def wait_settled(self) -> None:
         """Wait until :attr:`settled`; a refresh meanwhile makes this wait for the new run."""
@@ -165,12 +217,14 @@ class Provider:
         try:
             with self._scope:
                 while True:
-                    with self._round:
+                    while self.paused:
+                        self._quiet.set()
+                        await self._resumed.wait()
+                    with trio.CancelScope() as self._round:
                         if await self._attempt():
                             await trio.sleep_forever()  # it has nothing more to say, and stays true
                         await trio.sleep(self._backoff.pause(self._backoff_streak, self._rng.random()))
                         self._restarts += 1
-                    self._round = trio.CancelScope()
                     self._store.begin_run(self.name)
         finally:
             self.stopped.set()
@@ -202,9 +256,11 @@ class Provider:
                     self._take(groups)
 
     def _take(self, groups: Sequence[TargetGroup]) -> None:
-        duplicates = self._store.report(self.name, groups).duplicates
+        now = trio.current_time()
+        failing = self._store.stale_since(self.name) is not None and bool(self._details().errors)
+        duplicates = self._store.report(self.name, groups, now=now, failing=failing).duplicates
         self._updates += 1
-        self._last_success = trio.current_time()
+        self._last_success = now
         self._failure_streak = 0
         if duplicates:
             if not self._duplicates:
@@ -220,7 +276,8 @@ class Provider:
     def _failed(self, errors: ExceptionGroup[Exception]) -> None:
         error = unwrapped(errors)
         self._last_error = f"{type(error).__name__}: {error}"
-        if self._scope.cancel_called:
+        self._last_failure = trio.current_time()
+        if self._scope.cancel_called or self.paused:
             return
         self._failure_streak += 1
         # A discoverer that fails soon after each success is held back too; one that ran for long begins anew.
@@ -229,9 +286,15 @@ class Provider:
         self._backoff_streak = 1 if lived_long else self._backoff_streak + 1
         logger.warning("provider %s failed: %s", self.name, self._last_error, exc_info=error)
 
+    @property
+    def synced(self) -> bool:
+        """Whether what is shown of it is right as far as it knows."""
+        return self._state(self._details()) == "synced"
+
     def statistics(self, sets: tuple[str, ...]) -> ProviderStatistics:
         """Return how the provider fares at this moment; ``sets`` are those that it feeds."""
         groups, targets = self._store.counts(self.name)
+        confirmed = self._store.confirmed(self.name)
         details = self._details()
         return ProviderStatistics(
             name=self.name,
@@ -240,12 +303,15 @@ class Provider:
             last_attempt=self._last_attempt,
             last_success=self._last_success,
             last_error=self._last_error,
+            last_failure=self._last_failure,
             failure_streak=self._failure_streak,
             groups=groups,
             targets=targets,
             updates=self._updates,
             restarts=self._restarts,
             duplicates=self._duplicates,
+            age=None if confirmed is None else trio.current_time() - confirmed,
+            stale=self._store.stale_since(self.name) is not None,
             details=details,
         )
 
@@ -262,6 +328,8 @@ class Provider:
     def _state(self, details: DiscovererStatistics) -> ProviderState:
         if self._scope.cancel_called:
             return "stopped"
+        if self.paused:
+            return "paused"
         if self._failure_streak or details.errors:
             return "failing"
         return "synced" if self.settled else "starting"

@@ -20,6 +20,12 @@ So noting a change costs the same with one reader or a thousand, and there is no
 report of its new run replaces them. One that has left a set is *leaving* it: it is shown until every provider that
 is *joining* the set has reported, or its deadline has passed. Whoever joined a set and has not reported since is
 joining, also when it joined by an earlier reload, so that two reloads in a row make no flap either.
+
+*Last known good.* What an earlier process had found is restored as if a configuration had been applied and reported;
+so the first configuration of this process is a reload like any other. What was restored is *stale* until its provider
+reports.
+
+*Damping.* If removals wait, reports pass through :mod:`~trio_sd.damping`, which says what to show in their place.
 """
 
 from __future__ import annotations
@@ -27,12 +33,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Final
 
 from immutables import Map
 
+from .damping import Damping
 from .targets import TargetGroup
 
 __all__ = ["Changes", "Reader", "Reported", "SetChanges", "Snapshot", "TargetStore", "Update"]
@@ -126,12 +134,15 @@ class Snapshot(Mapping[str, tuple[TargetGroup, ...]]):
     a set of one provider shares it with later snapshots for as long as nothing in it changes.
     """
 
-    __slots__ = ("_layout", "_providers", "_sets", "revision")
+    __slots__ = ("_layout", "_providers", "_sets", "_stale", "revision")
 
-    def __init__(self, revision: int, layout: _Layout, providers: Map[str, _Groups]) -> None:
+    def __init__(
+        self, revision: int, layout: _Layout, providers: Map[str, _Groups], stale: Map[str, float] = Map()
+    ) -> None:
         self.revision = revision
         self._layout = layout
         self._providers = providers
+        self._stale = stale
         self._sets: dict[str, tuple[TargetGroup, ...]] = {}
 
     def __getitem__(self, set_name: str) -> tuple[TargetGroup, ...]:
@@ -162,6 +173,18 @@ class Snapshot(Mapping[str, tuple[TargetGroup, ...]]):
     def target_count(self, set_name: str) -> int:
         """Return the number of targets in a set, without building its tuple."""
         return sum([part.targets for part in self._parts(set_name)])
+
+    @property
+    def stale(self) -> Mapping[str, float]:
+        """The sets that show something from the state file which was not confirmed since this process began.
+
+        Each with the Unix time at which the oldest such part was last known to be right.
+        """
+        since: dict[str, float] = {}
+        for provider, known_good in self._stale.items():
+            for set_name in self._layout.feeds.get(provider, ()):
+                since[set_name] = min(known_good, since.get(set_name, known_good))
+        return {set_name: since[set_name] for set_name in self._layout.order if set_name in since} if since else since
 
     def _parts(self, set_name: str) -> list[_Groups]:
         return [self._providers.get(provider, _NO_GROUPS) for provider in self._layout.providers[set_name]]
@@ -373,16 +396,29 @@ class TargetStore:
 
     Args:
       on_change: called without arguments after every new revision.
+      on_deadline: called without arguments when :attr:`next_deadline` may have changed.
+      removal_delay: seconds for which a target is shown after its removal was reported.
     """
 
-    def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        on_change: Callable[[], None] = lambda: None,
+        on_deadline: Callable[[], None] = lambda: None,
+        removal_delay: float = 0.0,
+    ) -> None:
         self._on_change = on_change
+        self._on_deadline = on_deadline
+        self._damping = Damping(removal_delay) if removal_delay > 0 else None
         self._layout = _EMPTY_SNAPSHOT._layout
         self._providers: Map[str, _Groups] = Map()
         self._snapshot = _EMPTY_SNAPSHOT
         self._reported: set[str] = set()  # providers whose present run has reported
         self._joining: dict[str, set[str]] = {}  # set → providers not heard of since they joined it
         self._leaving: dict[str, dict[str, float]] = {}  # set → provider → deadline
+        self._leaving_deadline = inf  # the first of these
+        self._confirmed: dict[str, float] = {}  # provider → when it last reported
+        self._stale: Map[str, float] = Map()  # provider → the Unix time when what was restored was right
+        self._unconfirmed: dict[str, set[str]] = {}  # provider → sources that still show what was restored
         self._changes_end = _Change()
 
     @property
@@ -408,12 +444,29 @@ class TargetStore:
         That is what is held of it, or, if it has just joined a set, what those have that leave the set: a changed
         configuration mostly finds the same things.
         """
-        own = self.groups(provider)
+        own = self._found(provider)
         if own:
             return own
         sets = self._layout.feeds.get(provider, ())
         leavers = {leaver for set_name in sets for leaver in self._leaving.get(set_name, ())}
-        return MappingProxyType({s: group for leaver in sorted(leavers) for s, group in self.groups(leaver).items()})
+        return MappingProxyType({s: group for leaver in sorted(leavers) for s, group in self._found(leaver).items()})
+
+    def _found(self, provider: str) -> Mapping[str, TargetGroup]:
+        """Return what is held of a provider, without what is only shown because its removal waits."""
+        found = self._damping.found(provider) if self._damping is not None else None
+        return self.groups(provider) if found is None else found
+
+    def confirmed(self, provider: str) -> float | None:
+        """Return when the provider last reported, in whatever run; ``None`` if nothing was ever heard of it."""
+        return self._confirmed.get(provider)
+
+    def stale_since(self, provider: str) -> float | None:
+        """Return the Unix time when what was restored of the provider was right, or ``None`` if it has reported."""
+        return self._stale.get(provider)
+
+    def arrangement(self) -> Mapping[str, tuple[str, ...]]:
+        """Return the providers that are shown in each set, those that leave it included, in order."""
+        return {set_name: self._layout.providers[set_name] for set_name in self._layout.order}
 
     def counts(self, provider: str) -> tuple[int, int]:
         """Return the number of groups and of targets that are held of a provider."""
@@ -422,13 +475,10 @@ class TargetStore:
 
     @property
     def next_deadline(self) -> float | None:
-        """When the first of the leaving providers must go, or ``None`` if none is leaving."""
-        return min((t for leaving in self._leaving.values() for t in leaving.values()), default=None)
-
-    @property
-    def leaving_any(self) -> bool:
-        """Whether any provider is still shown in a set that it has left."""
-        return bool(self._leaving)
+        """When something must go next: a provider that is leaving, or a target whose removal waits; or ``None``."""
+        removal = self._damping.next_deadline if self._damping is not None else inf
+        deadline = min(self._leaving_deadline, removal)
+        return None if deadline == inf else deadline
 
     @property
     def leaving(self) -> Mapping[str, Collection[str]]:
@@ -459,7 +509,30 @@ class TargetStore:
                     leaving[name] = {p: old_leaving.get(p, deadline) for p in gone}
         self._joining = joining
         self._leaving = leaving
+        self._note_deadline()
         self._layout = _lay_out(self._layout, {name: (*sets[name], *leaving.get(name, ())) for name in sets})
+        self._forget_unused()
+        self._next_revision()
+
+    def restore(
+        self, sets: Mapping[str, Sequence[str]], found: Mapping[str, tuple[Sequence[TargetGroup], float, float]]
+    ) -> None:
+        """Show what an earlier process has found, in one revision. Only for a store that holds nothing yet.
+
+        Args:
+          sets: the names of the providers of each set.
+          found: of each provider its groups, the Unix time when they were last known to be right, and the same
+            moment on the caller's clock.
+        """
+        assert self.revision == 0
+        self._layout = _lay_out(self._layout, {name: tuple(members) for name, members in sets.items()})
+        for provider, (groups, known_good, confirmed) in found.items():
+            held, sources, _ = _replace(_NO_GROUPS, groups)
+            self._providers = self._providers.set(provider, held)
+            self._stale = self._stale.set(provider, known_good)
+            self._unconfirmed[provider] = set(held.by_source)
+            self._confirmed[provider] = confirmed
+            self._note_change(provider, sources)
         self._forget_unused()
         self._next_revision()
 
@@ -467,14 +540,22 @@ class TargetStore:
         """Note that a provider begins anew: its next report is a first one, which replaces what it has."""
         self._reported.discard(provider)
 
-    def report(self, provider: str, groups: Sequence[TargetGroup]) -> Reported:
+    def report(
+        self, provider: str, groups: Sequence[TargetGroup], *, now: float = 0.0, failing: bool = False
+    ) -> Reported:
         """Take in what a provider sends.
 
         The first report of a run is the full set: what it does not name is gone. Later ones replace group by group;
         a group without targets removes its source. It is a new revision if anything changed, or if it is the first
-        that is ever heard of the provider: "there is nothing" is news too.
+        that is ever heard of the provider in this process: "there is nothing" is news too, and so is "it is still so".
 
         Reports of a provider that no set knows are ignored.
+
+        Args:
+          provider: who reports.
+          groups: what it sends.
+          now: the time.
+          failing: whether it says that something can't be read at present, so that what it sends may be old in part.
 
         Raises:
           TypeError: ``groups`` holds something else than target groups; nothing was taken in.
@@ -488,13 +569,15 @@ class TargetStore:
         if provider not in self._layout.feeds:
             return Reported(0, 0)
         first = provider not in self._reported
-        news = provider not in self._providers
         held = self._providers.get(provider, _NO_GROUPS)
-        if first:
-            after, changed, duplicates = _replace(held, groups)
-            self._reported.add(provider)
+        news = provider not in self._providers or self._confirm(provider, groups, first, failing)
+        if provider not in self._stale:
+            self._confirmed[provider] = now
+        if self._damping is not None:
+            after, changed, duplicates = self._merge_damped(self._damping, provider, held, groups, first, now)
         else:
-            after, changed, duplicates = _merge(held, groups)
+            after, changed, duplicates = _replace(held, groups) if first else _merge(held, groups)
+        self._reported.add(provider)
         if changed or news:
             self._providers = self._providers.set(provider, after)
         settled = first and self._settle(provider)
@@ -503,16 +586,50 @@ class TargetStore:
         return Reported(len(changed), duplicates)
 
     def expire(self, now: float) -> None:
-        """Let those go whose deadline has passed, in one revision; without effect if there are none."""
+        """Let go, in one revision, what has reached its deadline; without effect if there is nothing."""
+        removed = self._damping.expire(now, self.groups) if self._damping is not None else {}
+        for provider, groups in removed.items():
+            after, changed, _ = _merge(self._providers[provider], groups)
+            self._providers = self._providers.set(provider, after)
+            self._note_change(provider, changed)
         overdue = [
             (set_name, provider)
             for set_name, leaving in self._leaving.items()
             for provider, deadline in leaving.items()
             if deadline <= now
         ]
-        if overdue:
-            self._let_go(overdue)
+        self._let_go(overdue)
+        if overdue or removed:
             self._next_revision()
+        self._on_deadline()
+
+    def _confirm(self, provider: str, groups: Sequence[TargetGroup], full: bool, failing: bool) -> bool:
+        """Note what of a provider is not as it was restored any more; return whether it was stale till now.
+
+        A discoverer that can't read a part takes that from what :meth:`last_known` gives it: the same object, which
+        confirms nothing. What was found anew is another object, or is sent by one that does not fail.
+        """
+        if provider not in self._stale:
+            return False
+        if failing:
+            held, given = self.groups(provider), {group.source: group for group in groups}
+            unconfirmed = self._unconfirmed[provider]
+            unconfirmed -= {s for s in unconfirmed if (s in given or full) and given.get(s) is not held[s]}
+            if unconfirmed:
+                return False
+        self._stale = self._stale.delete(provider)
+        del self._unconfirmed[provider]
+        return True
+
+    def _merge_damped(
+        self, damping: Damping, provider: str, held: _Groups, groups: Sequence[TargetGroup], full: bool, now: float
+    ) -> tuple[_Groups, Collection[str], int]:
+        """As :func:`_replace` and :func:`_merge`, with what is to be shown in the place of what was reported."""
+        by_source = {group.source: group for group in groups}
+        shown = damping.take(provider, by_source, held.by_source, full=full, now=now)
+        self._on_deadline()
+        after, changed, _ = _merge(held, shown)
+        return after, changed, len(groups) - len(by_source)
 
     def _settle(self, provider: str) -> bool:
         """Note that a provider has reported; return whether that let others go."""
@@ -533,8 +650,13 @@ class TargetStore:
             del self._leaving[set_name][provider]
             if not self._leaving[set_name]:
                 del self._leaving[set_name]
+        self._note_deadline()
         self._layout = self._layout.without(leavers)
         self._forget_unused({provider for _, provider in leavers})
+
+    def _note_deadline(self) -> None:
+        self._leaving_deadline = min((t for leaving in self._leaving.values() for t in leaving.values()), default=inf)
+        self._on_deadline()
 
     def _forget_unused(self, candidates: Collection[str] | None = None) -> None:
         unused = [p for p in candidates or tuple(self._providers) if p not in self._layout.feeds]
@@ -542,9 +664,15 @@ class TargetStore:
             self._note_change(provider, tuple(self.groups(provider)))  # it may be back before a reader looks
             self._providers = self._providers.delete(provider)
             self._reported.discard(provider)
+            self._confirmed.pop(provider, None)
+            if provider in self._stale:
+                self._stale = self._stale.delete(provider)
+                del self._unconfirmed[provider]
+            if self._damping is not None:
+                self._damping.forget(provider)
 
     def _next_revision(self, provider: str = "", sources: Collection[str] = ()) -> None:
-        self._snapshot = Snapshot(self.revision + 1, self._layout, self._providers)
+        self._snapshot = Snapshot(self.revision + 1, self._layout, self._providers, self._stale)
         self._note_change(provider, sources)
         self._on_change()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import trio
 
@@ -21,17 +22,19 @@ def _group(group: TargetGroup) -> dict[str, object]:
     }
 
 
-def encode_update(manager: str, revision: int, changes: Changes) -> bytes:
+def encode_update(manager: str, revision: int, changes: Changes, stale: Mapping[str, float]) -> bytes:
     """Return one update as a line of JSON: what changed in each set since the update before.
 
     ``{"revision": 7, "manager": "scrape", "sets": {SET: {"updated": [{"source": …, "targets": [{…}],
-    "labels": {…}}], "removed": [source, …]}}}``
+    "labels": {…}}], "removed": [source, …]}}}``, and ``"stale": {SET: Unix time}`` if sets show something that comes
+    from the state file, of which that time was the last when it was known to be right.
     """
     sets = {
         name: {"updated": [_group(group) for group in found.updated], "removed": list(found.removed)}
         for name, found in changes.items()
     }
-    line = json.dumps({"revision": revision, "manager": manager, "sets": sets}, ensure_ascii=False)
+    document = {"revision": revision, "manager": manager, "sets": sets, **({"stale": stale} if stale else {})}
+    line = json.dumps(document, ensure_ascii=False)
     return line.encode("utf-8", "replace") + b"\n"
 
 
@@ -61,8 +64,14 @@ class JsonLines:
         changes = update.changes  # computed here, because an update is not safe to use from two threads
         async with self._turn:
             await trio.to_thread.run_sync(
-                self._write, manager, update.revision, changes, abandon_on_cancel=True, limiter=self._limiter
+                self._write,
+                manager,
+                update.revision,
+                changes,
+                update.snapshot.stale,
+                abandon_on_cancel=True,
+                limiter=self._limiter,
             )
 
-    def _write(self, manager: str, revision: int, changes: Changes) -> None:
-        write_blocking(self._fd, encode_update(manager, revision, changes))
+    def _write(self, manager: str, revision: int, changes: Changes, stale: Mapping[str, float]) -> None:
+        write_blocking(self._fd, encode_update(manager, revision, changes, stale))

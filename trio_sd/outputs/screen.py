@@ -31,6 +31,7 @@ _FRESH = 5.0  # seconds for which a change is marked
 _LOG_LINES = 5
 _FARAWAY = 200  # lines of a picture that is not on a terminal
 _UNLIMITED = 10_000  # columns of it
+_WIDE = 120  # columns from which on more is told of providers
 _PATIENCE = 0.5  # seconds for the last picture
 
 _ENTER = b"\x1b[?1049h\x1b[?25l"  # alternate screen, no cursor
@@ -160,19 +161,19 @@ class Screen:
         """Return the lines of a picture that fits the terminal, the last of them left free for the cursor."""
         size = os.get_terminal_size(self._fd)
         width, height = max(20, size.columns or 80), size.lines or 24  # a terminal may not know its size
-        text = render(self.picture(height - len(self._log)), width=width, terminal=True)
+        text = render(self.picture(height - len(self._log), wide=width >= _WIDE), width=width, terminal=True)
         log = [printable(line)[:width] for line in self._log]
         return [*text.splitlines()[: max(1, height - 1 - len(log))], *log]
 
-    def picture(self, height: int) -> RenderableType:
+    def picture(self, height: int, *, wide: bool = False) -> RenderableType:
         """Return what to draw at this moment, in about ``height`` lines: all targets, or the latest changes."""
         now = trio.current_time()
         statistics = [manager.statistics() for manager in self._managers]
         total = sum(one_set.targets for one in statistics for one_set in one.sets)
-        above = [self._headline(statistics, total), *self._notices()]
+        above = [self._headline(statistics, total), *self._notices(), self._subscribers(statistics)]
         room = height - len(above) - 5  # two headings, two empty lines, one for the cursor
         lower: list[RenderableType]
-        providers = providers_table(statistics, now, rows=max(3, room // 3))
+        providers = providers_table(statistics, now, rows=max(3, room // 3), wide=wide)
         left = max(3, room - providers.row_count)
         if total <= left:
             marked = frozenset(key for key, since in self._changed.items() if now - since < _FRESH)
@@ -192,6 +193,15 @@ class Screen:
             line.append(f", {reloads.failed} refused", style="not dim red")
         line.append(f"  {printable(self._title)}", style="not dim bold")
         return line
+
+    def _subscribers(self, statistics: Sequence[ManagerStatistics]) -> Text:
+        told = [
+            f"{one.name}/{each.name} {each.delivered:,} delivered, {each.skipped:,} skipped, {each.lag:,} behind"
+            for one in statistics
+            for each in one.subscriptions
+        ]
+        text = printable(f"subscribers: {'; '.join(told) or 'none'}")
+        return Text(text, style="dim", no_wrap=True, overflow="ellipsis")
 
     def _notices(self) -> list[Text]:
         notices = [(self._reloads().last_error, "bold red"), (self._caption, "bold yellow")]

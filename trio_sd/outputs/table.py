@@ -15,6 +15,7 @@ from ..manager import ManagerStatistics
 from ..provider import ProviderStatistics
 from ..store import Snapshot
 from ..targets import ADDRESS_LABEL, META_LABEL_PREFIX, TargetGroup
+from .health import age
 
 __all__ = [
     "Event",
@@ -27,8 +28,10 @@ __all__ = [
     "targets_table",
 ]
 
-_STATE_STYLE = MappingProxyType({"synced": "green", "starting": "cyan", "failing": "bold red", "stopped": "dim"})
-_RIGHT_ALIGNED = frozenset({"GROUPS", "TARGETS"})
+_STATE_STYLE = MappingProxyType(
+    {"synced": "green", "starting": "cyan", "failing": "bold red", "paused": "yellow", "stopped": "dim"}
+)
+_RIGHT_ALIGNED = frozenset({"GROUPS", "TARGETS", "UPDATES", "RESTARTS"})
 _ELASTIC = frozenset({"", "JOB", "SET", "SETS", "TARGET", "LABELS", "SOURCE", "LATEST CHANGES"})
 
 
@@ -76,15 +79,17 @@ def rows_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     return table
 
 
-def providers_table(statistics: Sequence[ManagerStatistics], now: float, rows: int) -> Table:
+def providers_table(statistics: Sequence[ManagerStatistics], now: float, rows: int, *, wide: bool = False) -> Table:
     """Return a table of how each provider fares, those that fail first, in at most ``rows`` rows.
 
     Args:
       statistics: of the managers.
       now: the time on Trio's clock, for ages.
       rows: how many rows there is room for.
+      wide: whether there is room for more columns.
     """
-    table = _table("PROVIDER", "SETS", "STATE", "GROUPS", "TARGETS", "LAST NEWS", "")
+    more = ("UPDATES", "RESTARTS", "LAST ATTEMPT") if wide else ()
+    table = _table("PROVIDER", "SETS", "STATE", "GROUPS", "TARGETS", "LAST NEWS", *more, "")
     providers = [provider for one in statistics for provider in one.providers]
     providers.sort(key=lambda provider: provider.state != "failing")  # stable, so the order is kept otherwise
     shown = providers if len(providers) <= rows else providers[: max(1, rows - 1)]
@@ -95,18 +100,25 @@ def providers_table(statistics: Sequence[ManagerStatistics], now: float, rows: i
             Text(provider.state, style=_STATE_STYLE[provider.state]),
             f"{provider.groups:,}",
             f"{provider.targets:,}",
-            "never" if provider.last_success is None else f"{_age(now - provider.last_success)} ago",
+            "never" if provider.age is None else f"{age(provider.age)} ago",
+            *_more(provider, now)[: len(more)],
             _cell(_trouble(provider), style="red" if provider.state == "failing" else "dim"),
         )
     if len(shown) < len(providers):
-        table.add_row(f"… and {len(providers) - len(shown):,} more", *[""] * 6)
+        table.add_row(f"… and {len(providers) - len(shown):,} more", *[""] * (6 + len(more)))
     return table
 
 
+def _more(provider: ProviderStatistics, now: float) -> tuple[str, str, str]:
+    attempt = "never" if provider.last_attempt is None else f"{age(now - provider.last_attempt)} ago"
+    return f"{provider.updates:,}", f"{provider.restarts:,}", attempt
+
+
 def _trouble(provider: ProviderStatistics) -> str:
+    told = ["from the state file"] if provider.stale else []
     if provider.failure_streak and provider.last_error:
-        return provider.last_error
-    return "; ".join([*provider.details.errors, *provider.details.notes])
+        told.append(f"{provider.last_error} ({provider.failure_streak} times in a row)")
+    return "; ".join([*told, *provider.details.errors, *provider.details.notes])
 
 
 def targets_table(snapshots: Sequence[Snapshot], marked: frozenset[tuple[str, str]] = frozenset()) -> Table:
@@ -139,7 +151,7 @@ def events_table(events: Sequence[Event], now: float) -> Table:
     table = _table("", "SET", "LATEST CHANGES", "SOURCE", "AGE")
     for event in events:
         style = "green" if event.sign == "+" else "red"
-        row = [event.set_name, event.text, event.source, f"{_age(now - event.time)} ago"]
+        row = [event.set_name, event.text, event.source, f"{age(now - event.time)} ago"]
         table.add_row(Text(event.sign, style=style), *map(_cell, row))
     return table
 
@@ -175,10 +187,3 @@ def addresses(group: TargetGroup) -> str:
 def _some(names: Sequence[str], count: int | None = None) -> str:
     count = len(names) if count is None else count
     return ", ".join(names) if count <= 3 else f"{', '.join(names[:3])} and {count - 3:,} more"
-
-
-def _age(seconds: float) -> str:
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f}{unit}"
-    return f"{seconds:.0f}s"

@@ -1,0 +1,204 @@
+"""What a state file says: last known good over a restart of the process, as a value and as bytes. No I/O.
+
+The format is JSON, one value a line, so that ``head -1`` and ``jq`` can be used on it::
+
+    {"format": "trio-sd state", "version": 1, "manager": "scrape", "saved": 1767225600.0, "sets": {"web": [0]}}
+    {"mechanism": "file", "fingerprint": "…", "known_good": 1767225600.0, "groups": 1}
+    {"source": "/etc/targets.json:0", "targets": [{"__address__": "web-1:80"}], "labels": {}}
+    {"sha256": "…"}
+
+The last line is the digest of all bytes before it: a file that was cut off or changed is told from a whole one before
+anything of it is used. Sets name their providers by number, in the order in which these follow; each is followed by
+its groups. Lines are short, so that encoding 100,000 groups in a thread never holds the interpreter for long.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import BinaryIO, Final
+
+from .discoverer import DiscovererConfig
+from .errors import TrioSDError
+from .secrets import Secret
+from .targets import Labels, TargetGroup
+
+__all__ = ["SavedProvider", "State", "StateError", "decode", "encode", "fingerprint"]
+
+_FORMAT: Final = "trio-sd state"
+_VERSION: Final = 1
+_BEGINNING: Final = json.dumps({"format": _FORMAT})[:-1].encode()
+_BATCH: Final = 100  # groups encoded at a time
+
+
+class StateError(TrioSDError):
+    """A state file that can't be used; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class SavedProvider:
+    """What one provider showed.
+
+    Attributes:
+      mechanism: of its configuration.
+      fingerprint: of its configuration; ``None`` if it has none, so that it will not be known again.
+      known_good: Unix time when what it showed was last known to be right.
+      groups: what it showed.
+    """
+
+    mechanism: str
+    fingerprint: str | None
+    known_good: float
+    groups: Collection[TargetGroup]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a manager showed at one moment.
+
+    Attributes:
+      manager: its name.
+      saved: Unix time of that moment.
+      sets: for each set, the positions in ``providers`` of those that made it up.
+      providers: of all sets.
+    """
+
+    manager: str
+    saved: float
+    sets: Mapping[str, tuple[int, ...]]
+    providers: tuple[SavedProvider, ...]
+
+
+def fingerprint(config: DiscovererConfig) -> str | None:
+    """Return a text that is the same for equal configurations in any process, or ``None`` if there is none.
+
+    It is made of what equality compares, the fields of dataclasses, but secrets are left out: nothing that is written
+    to a file is to be made of them. Values of other types than configurations usually have make it ``None``.
+    """
+    try:
+        text = json.dumps(_plain(config))
+    except TypeError:
+        return None
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _plain(value: object) -> object:
+    if value is None or isinstance(value, bool | int | float | str):
+        return [type(value).__name__, str(value)]
+    if isinstance(value, Secret):
+        return ["secret"]
+    if isinstance(value, Enum):
+        return [_name(value), value.name]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        compared = [field.name for field in dataclasses.fields(value) if field.compare]
+        return [_name(value), [[name, _plain(getattr(value, name))] for name in compared]]
+    if isinstance(value, Labels):
+        return dict(value)  # in order, and of texts; there may be very many
+    if isinstance(value, Mapping):
+        return ["mapping", sorted([[_plain(key), _plain(item)] for key, item in value.items()], key=json.dumps)]
+    if isinstance(value, tuple | list):
+        return ["sequence", [_plain(item) for item in value]]
+    if isinstance(value, set | frozenset):
+        return ["set", sorted([_plain(item) for item in value], key=json.dumps)]
+    raise TypeError(_name(value))
+
+
+def _name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def encode(state: State) -> Iterator[bytes]:
+    """Return the content of the state file, piece by piece."""
+    digest = hashlib.sha256()
+    for piece in _pieces(state):
+        digest.update(piece)
+        yield piece
+    yield _line({"sha256": digest.hexdigest()})
+
+
+def _pieces(state: State) -> Iterator[bytes]:
+    yield _line(
+        {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "manager": state.manager,
+            "saved": state.saved,
+            "sets": state.sets,
+        }
+    )
+    for provider in state.providers:
+        yield _line(
+            {
+                "mechanism": provider.mechanism,
+                "fingerprint": provider.fingerprint,
+                "known_good": provider.known_good,
+                "groups": len(provider.groups),
+            }
+        )
+        batch: list[bytes] = []
+        for group in provider.groups:
+            targets = [dict(target) for target in group.targets]
+            batch.append(_line({"source": group.source, "targets": targets, "labels": dict(group.labels)}))
+            if len(batch) == _BATCH:
+                yield b"".join(batch)
+                batch.clear()
+        yield b"".join(batch)
+
+
+def _line(value: Mapping[str, object]) -> bytes:
+    # ASCII, because what was discovered may hold surrogates, which UTF-8 has no bytes for.
+    return json.dumps(value).encode() + b"\n"
+
+
+def decode(file: BinaryIO, manager: str) -> State:
+    """Read the state of ``manager`` from an open file.
+
+    Raises:
+      StateError: it is not a state file, or one of another manager or of a later version, or damaged.
+      OSError: it can't be read.
+    """
+    if not (first := file.read(len(_BEGINNING))).startswith(_BEGINNING):
+        raise StateError("it is empty" if not first else "it is not a state file of trio-sd")
+    try:
+        return _decode(first + file.readline(), file, manager)
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise StateError(f"it is damaged: {type(error).__name__}: {error}") from error
+
+
+def _decode(first: bytes, lines: Iterable[bytes], manager: str) -> State:
+    header = json.loads(first)
+    if header["version"] != _VERSION:
+        raise StateError(f"it has version {header['version']!r} of the format; this trio-sd reads {_VERSION}")
+    if header["manager"] != manager:
+        raise StateError(f"it is of the manager {header['manager']!r}, not of {manager!r}")
+    digest = hashlib.sha256(first)
+    providers: list[SavedProvider] = []
+    groups: list[TargetGroup] = []
+    due = 0  # groups that must follow
+    line = b""
+    for line in lines:
+        content = json.loads(line)
+        if "sha256" in content:
+            break
+        digest.update(line)
+        if due:
+            groups.append(TargetGroup(content["source"], content["targets"], content["labels"]))
+            due -= 1
+        else:
+            due, groups = content["groups"], []
+            providers.append(
+                SavedProvider(content["mechanism"], content["fingerprint"], float(content["known_good"]), groups)
+            )
+    else:
+        raise StateError("it is cut off")
+    if json.loads(line) != {"sha256": digest.hexdigest()} or due or next(iter(lines), None) is not None:
+        raise StateError("it is damaged: its content and its digest differ")
+    sets = {name: tuple(members) for name, members in header["sets"].items()}
+    for number in (number for members in sets.values() for number in members):
+        if not (type(number) is int and 0 <= number < len(providers)):
+            raise StateError(f"it is damaged: there is no provider {number!r}")
+    return State(manager, float(header["saved"]), sets, tuple(providers))

@@ -1,0 +1,176 @@
+"""The state file on disk: read once at start, written after changes.
+
+Theory of operation
+===================
+
+A file at the path is always whole: what is written goes to ``PATH.new``, to the disk, and then takes the place of the
+old file by a rename, which goes to the disk too. Whenever the process or the machine dies, there is the old state or
+the new one.
+
+Writing is a subscription like any other: it is offered the newest state when it is ready for it, skips what it can't
+keep up with, and holds up nobody. It writes a first change after quiet at once, then at most once a second, under
+churn every five seconds; and rests for twenty times as long as the last write took, so that it takes no more than a
+twentieth of one core however much there is to write.
+
+All I/O is done in one thread at a time, which a hung disk may keep: then nothing more is written until it lets go,
+and nothing else notices.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from typing import Final
+
+import trio
+
+from .state import State, StateError, decode, encode
+from .store import Update
+from .subscription import Throttle
+
+__all__ = ["PACE", "StateFile", "StateFileStatistics"]
+
+logger = logging.getLogger(__name__)
+
+PACE: Final = Throttle(1.0, 5.0)
+"""How often the file is written at most, and under constant change."""
+
+_SHARE: Final = 20  # a write is followed by a rest of that many times its duration
+_READ_DEADLINE: Final = 10.0
+_WRITE_DEADLINE: Final = 30.0
+_RETRY: Final = 30.0  # seconds until what could not be written is tried again, though nothing has changed
+
+
+@dataclass(frozen=True, slots=True)
+class StateFileStatistics:
+    """How the state file fares. Times are ``trio.current_time()``.
+
+    Attributes:
+      path: where it is.
+      saves: how often it was written.
+      failures: how often that failed.
+      last_saved: when it was last written, or ``None``.
+      last_error: why the last write failed, or ``None`` if it did not.
+    """
+
+    path: str
+    saves: int
+    failures: int
+    last_saved: float | None
+    last_error: str | None
+
+
+class StateFile:
+    """Reads and writes the state of one manager.
+
+    Args:
+      path: of the file. A symbolic link is followed: the file it leads to is the one that is replaced.
+      manager: the manager's name; the state of another one is not read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], manager: str) -> None:
+        self._path = os.path.realpath(path)
+        self._manager = manager
+        self._thread = trio.CapacityLimiter(1)
+        self._saves = 0
+        self._failures = 0
+        self._last_saved: float | None = None
+        self._last_error: str | None = None
+
+    async def read(self) -> State | None:
+        """Return what the file says, or ``None`` if there is none that can be used.
+
+        One that can't be used is logged and set aside: renamed to ``PATH.unusable-1``, or the next number that is
+        free, so that it can be looked at and is not written over. One that could not be read within 10 seconds is
+        logged and left where it is.
+        """
+        with trio.move_on_after(_READ_DEADLINE):
+            return await trio.to_thread.run_sync(self._read, abandon_on_cancel=True, limiter=self._thread)
+        logger.error("state file %s was not read within %g s; beginning without it", self._path, _READ_DEADLINE)
+        return None
+
+    def _read(self) -> State | None:
+        try:
+            with open(self._path, "rb") as file:
+                return decode(file, self._manager)
+        except FileNotFoundError:
+            logger.info("there is no state file %s yet", self._path)
+            return None
+        except (OSError, StateError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+        logger.error("state file %s can't be used, %s; beginning without it. %s", self._path, reason, self._set_aside())
+        return None
+
+    def _set_aside(self) -> str:
+        if not os.path.isfile(self._path):
+            return "It is not a regular file, and stays where it is"
+        aside = next(path for n in count(1) if not os.path.lexists(path := f"{self._path}.unusable-{n}"))
+        try:
+            os.rename(self._path, aside)
+        except OSError as error:
+            return f"It can't be set aside as {aside}, {error.strerror}, and will be written over"
+        return f"It was set aside as {aside}"
+
+    async def keep(self, updates: trio.MemoryReceiveChannel[Update], current: Callable[[], State]) -> None:
+        """Write ``current()`` for each update, until cancelled or the updates end. Failures are logged."""
+        async for _ in updates:
+            while True:
+                began = trio.current_time()
+                if await self.save(current()):
+                    break
+                await trio.sleep(_RETRY)
+            await trio.sleep(_SHARE * (trio.current_time() - began))
+
+    async def save(self, state: State) -> bool:
+        """Write ``state``, and return whether that went well. A failure is logged.
+
+        Cancelled, it leaves the thread to itself, which ends when its write does; the file is whole even then.
+        """
+        try:
+            with trio.fail_after(_WRITE_DEADLINE):
+                await trio.to_thread.run_sync(self._write, state, abandon_on_cancel=True, limiter=self._thread)
+        except (OSError, trio.TooSlowError) as error:
+            slow = isinstance(error, trio.TooSlowError)
+            reason = f"not done within {_WRITE_DEADLINE:g} s" if slow else str(error)
+            self._failures += 1
+            if self._last_error is None:  # told once, until it works again
+                logger.error("state file %s can't be written: %s", self._path, reason)
+            self._last_error = reason
+            return False
+        if self._last_error is not None:
+            logger.info("state file %s is written again", self._path)
+        self._saves += 1
+        self._last_saved = trio.current_time()
+        self._last_error = None
+        return True
+
+    def _write(self, state: State) -> None:
+        if os.path.lexists(self._path) and not os.path.isfile(self._path):
+            raise FileExistsError(f"{self._path} is not a regular file")
+        new = f"{self._path}.new"
+        with suppress(FileNotFoundError):
+            os.unlink(new)  # of a process that was killed
+        try:
+            # What was discovered is nobody else's business.
+            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.writelines(encode(state))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, self._path)
+        except OSError:
+            with suppress(OSError):
+                os.unlink(new)
+            raise
+        directory = os.open(os.path.dirname(self._path), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def statistics(self) -> StateFileStatistics:
+        """Return how the file fares, at this moment."""
+        return StateFileStatistics(self._path, self._saves, self._failures, self._last_saved, self._last_error)
