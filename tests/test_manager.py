@@ -24,7 +24,7 @@ from trio_sd.provider import Backoff, Provider
 from trio_sd.store import Snapshot, Update
 from trio_sd.subscription import Subscription, Throttle
 from trio_sd.targets import TargetGroup
-from trio_sd.testing import CancelAfter, FakeConfig, FakeDiscoverer, group
+from trio_sd.testing import CancelAfter, FakeConfig, FakeDiscoverer, cancel_everywhere, group
 
 AT_ONCE = Throttle(0, 0)
 Updates = trio.MemorySendChannel[Sequence[TargetGroup]]
@@ -1249,23 +1249,6 @@ async def test_a_fatal_discoverer_comes_out_alone_though_the_block_had_tasks_of_
 # --- cancellation everywhere ---
 
 
-async def cancelled_at_every_step(call: Callable[[], Awaitable[None]], check: Callable[[bool], None]) -> int:
-    """Run ``call`` again and again, cancelled one step later each time, until it is done before; return how often."""
-    steps = 0
-    done = False
-    while not done:
-        steps += 1
-        before = tasks_living()
-        with trio.fail_after(1000), trio.CancelScope() as scope, CancelAfter(steps, scope):
-            await call()
-        done = not scope.cancelled_caught
-        await trio.sleep(10)
-        await wait_all_tasks_blocked()
-        assert tasks_living() == before
-        check(done)
-    return steps
-
-
 @pytest.mark.parametrize("linger", [0, 1])
 async def test_cancelled_at_every_step_of_a_managers_life_nothing_is_left(
     linger: float, autojump_clock: MockClock
@@ -1287,7 +1270,7 @@ async def test_cancelled_at_every_step_of_a_managers_life_nothing_is_left(
     def check(done: bool) -> None:
         assert [fake.running for fake in fakes] == [0, 0, 0]
 
-    assert await cancelled_at_every_step(life, check) > 10
+    assert await cancel_everywhere(life, check) > 10
     assert reached
 
 
@@ -1342,7 +1325,7 @@ async def test_subscribe_cancelled_at_every_step_leaves_no_subscriber(autojump_c
         def check(done: bool) -> None:
             assert manager.statistics().subscriptions == ()
 
-        assert await cancelled_at_every_step(subscribe, check) > 2
+        assert await cancel_everywhere(subscribe, check) > 2
 
 
 async def test_a_reload_racing_the_close(autojump_clock: MockClock) -> None:

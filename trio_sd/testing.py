@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import copy
 import os
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import trio
+import trio.testing
 
 from .discoverer import Discoverer, DiscovererConfig, DiscovererOptions
 from .resources import Resources
 from .targets import ADDRESS_LABEL, TargetGroup
 
-__all__ = ["CancelAfter", "ContractError", "FakeConfig", "FakeDiscoverer", "check_discoverer", "group"]
+__all__ = [
+    "CancelAfter",
+    "ContractError",
+    "FakeConfig",
+    "FakeDiscoverer",
+    "cancel_everywhere",
+    "check_discoverer",
+    "group",
+]
 
 _Action = Callable[[trio.MemorySendChannel[Sequence[TargetGroup]]], Awaitable[bool]]
 
@@ -142,6 +152,49 @@ class CancelAfter(trio.abc.Instrument):
 
     def __exit__(self, *_: object) -> None:
         trio.lowlevel.remove_instrument(self)
+
+
+async def cancel_everywhere(
+    scenario: Callable[[], Awaitable[None]], check: Callable[[bool], None] = lambda completed: None
+) -> int:
+    """Run ``scenario`` again and again, cancelled one step later each time, until it completes; return how often.
+
+    So every await of it is cancelled once. After each run no task may live that did not before the first, by the names
+    of tasks, and ``check`` is called.
+
+    Args:
+      scenario: what to run. It must not swallow its cancellation.
+      check: looks at what the run has left behind; told whether it completed.
+
+    Raises:
+      AssertionError: a task outlived its run.
+    """
+    steps = 0
+    completed = False
+    before = _tasks()
+    while not completed:
+        steps += 1
+        with trio.CancelScope() as scope, CancelAfter(steps, scope):
+            await scenario()
+        completed = not scope.cancelled_caught
+        await trio.testing.wait_all_tasks_blocked()
+        if left := _tasks() - before:
+            raise AssertionError(f"cancelled after {steps} steps, it left behind: {', '.join(left.elements())}")
+        check(completed)
+    return steps
+
+
+def _tasks() -> Counter[str]:
+    """Return how many tasks of each name live in this run."""
+    root = trio.lowlevel.current_root_task()
+    assert root is not None
+    found: Counter[str] = Counter()
+    ahead = [task for nursery in root.child_nurseries for task in nursery.child_tasks]
+    while ahead:
+        task = ahead.pop()
+        found[task.name] += 1
+        ahead += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return found
 
 
 class ContractError(AssertionError):
