@@ -303,6 +303,77 @@ def test_a_closed_stdout_is_told(tmp_path: Path) -> None:
     assert "stdout is closed" in done.stderr
 
 
+# health, state, damping
+
+
+async def test_sigusr1_logs_how_everything_fares(tmp_path: Path) -> None:
+    config = write(tmp_path / "p.yml", FILES + "  - job_name: alpha\n    static_configs: [{targets: ['a:1']}]\n")
+    write(tmp_path / "targets" / "x.json", "[")
+    async with running("run", config) as process:
+        assert addresses(await process.update_with("alpha")) == ["a:1"]
+        await process.logged("x.json:1:2")
+        process.signal(signal.SIGUSR1)
+        assert "2 sets, 1 targets, 1 configurations applied" in await process.logged("manager scrape: revision")
+        assert "failing" in (line := await process.logged("provider file/0 of web"))
+        assert "nothing heard of it yet" in line
+        assert "x.json:1:2" in line
+        assert "synced, 1 groups, 1 targets, last word 0s ago, 1 updates" in await process.logged("provider static/1")
+        assert "delivered, 0 skipped, lag 0" in await process.logged("subscription jsonl")
+        await process.logged("manager notify")
+        process.signal(signal.SIGTERM)
+        assert await process.end() == 0
+
+
+async def test_a_state_file_outlives_a_kill_and_is_marked_stale_until_the_truth_is_known(tmp_path: Path) -> None:
+    config = write(tmp_path / "p.yml", FILES)
+    targets = write_targets(tmp_path / "targets" / "x.json", "w:1", "w:2")
+    arguments = ("--log-level", "debug", "run", config, "--state-file", tmp_path / "state")
+    async with running(*arguments) as process:
+        assert addresses(await process.update_with("web")) == ["w:1", "w:2"]
+        write_targets(targets, "w:3")
+        assert addresses(await process.update_with("web")) == ["w:3"]
+        while "w:3" not in (tmp_path / "state").read_text():
+            await process.logged(f"{tmp_path}/state was written")
+        process.signal(signal.SIGKILL)
+        assert await process.end() == -signal.SIGKILL
+    write(targets, "[")
+    async with running(*arguments) as process:
+        update = await process.update()
+        while update["manager"] != "scrape":
+            update = await process.update()
+        assert addresses(update["sets"]["web"]) == ["w:3"], "at once, though its file can't be read"
+        assert update["stale"].keys() == {"web"}
+        write_targets(targets, "w:3")
+        while (update := await process.update())["manager"] != "scrape":
+            pass
+        assert (update["sets"], "stale" in update) == ({}, False), "what was restored has been found to be true"
+        process.signal(signal.SIGTERM)
+        assert await process.end() == 0
+    assert sorted(os.listdir(tmp_path)) == ["p.yml", "state", "state.notify", "targets"]
+
+
+def test_a_state_file_that_is_the_configuration_is_refused(tmp_path: Path) -> None:
+    config = write(tmp_path / "p.yml", STATIC)
+    done = run_command("run", config, "--state-file", tmp_path / "." / "p.yml")
+    assert done.returncode == 1
+    assert "same file" in done.stderr
+    assert config.read_text() == STATIC
+
+
+async def test_removals_wait_and_additions_do_not(tmp_path: Path) -> None:
+    targets = write_targets(tmp_path / "targets" / "x.json", "w:1", "w:2")
+    config = write(tmp_path / "p.yml", FILES)
+    async with running("run", config, "--removal-delay", "500ms") as process:
+        assert addresses(await process.update_with("web")) == ["w:1", "w:2"]
+        began = trio.current_time()
+        write_targets(targets, "w:1", "w:3")
+        assert addresses(await process.update_with("web")) == ["w:1", "w:3", "w:2"]
+        assert addresses(await process.update_with("web")) == ["w:1", "w:3"]
+        assert trio.current_time() - began > 0.5
+        process.signal(signal.SIGTERM)
+        assert await process.end() == 0
+
+
 async def test_a_bad_file_is_logged_once_and_again_when_it_is_mended(tmp_path: Path) -> None:
     bad = write(tmp_path / "targets" / "x.json", "[")
     async with running("run", write(tmp_path / "p.yml", FILES)) as process:

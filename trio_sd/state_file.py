@@ -143,6 +143,7 @@ class StateFile:
             return False
         if self._last_error is not None:
             logger.info("state file %s is written again", self._path)
+        logger.debug("state file %s was written", self._path)
         self._saves += 1
         self._last_saved = trio.current_time()
         self._last_error = None
