@@ -9,11 +9,17 @@ from types import MappingProxyType
 
 import trio
 
-from . import files, manager, relabel, zookeeper
+from . import files, manager, relabel, reload, zookeeper
 from .report import table
 
 BENCHMARKS = MappingProxyType(
-    {"manager": manager.run, "files": files.run, "relabel": relabel.run, "zookeeper": zookeeper.run}
+    {
+        "manager": manager.run,
+        "files": files.run,
+        "reload": reload.run,
+        "relabel": relabel.run,
+        "zookeeper": zookeeper.run,
+    }
 )
 
 

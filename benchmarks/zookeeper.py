@@ -17,7 +17,6 @@ Servers, and the proxy that makes a round trip long, are those of the tests: run
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
 import struct
 import subprocess
@@ -32,10 +31,11 @@ from types import MappingProxyType
 
 import trio
 
+from .prometheus import PROMETHEUS, installed, running_prometheus
 from .report import Row
 
 try:
-    from tests.tcp_proxy import free_port, open_proxy
+    from tests.tcp_proxy import open_proxy
     from tests.zookeeper import Connection, Tree, ZooKeeperServer, available, open_tree, running_zookeeper
 except ImportError as error:  # installed without what tests need, or not run in the repository
     MISSING: str | None = f"{error.name} is missing"
@@ -47,7 +47,7 @@ ROUND_TRIP = 0.005
 POLL = 0.02
 REST = 0.005  # until the next write, so that everybody has come to rest
 PATIENCE = 120.0
-OURS, PROMETHEUS, TREECACHE = "trio-sd", "prometheus", "TreeCache"
+OURS, TREECACHE = "trio-sd", "TreeCache"
 
 COUNTS = MappingProxyType({"/300": 300, "/1000": 1_000, "/10000": 10_000, "/10000-too": 10_000})
 SMALL, LARGE, BURST = "/10000", "/100000", "/burst"
@@ -210,23 +210,13 @@ class Bench:
             # Nothing is scraped: every target is dropped.
             rules = [{"source_labels": ["__address__"], "action": "drop"}]
             job = {"job_name": "job", "serverset_sd_configs": found, "relabel_configs": rules}
-            await trio.Path(directory, "prometheus.yml").write_text(json.dumps({"scrape_configs": [job]}))
-            command = [
-                *(PROMETHEUS, f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data"),
-                *(f"--web.listen-address=127.0.0.1:{free_port()}", "--log.level=error"),
-            ]
-            process = await trio.lowlevel.open_process(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            try:
+            async with running_prometheus(Path(directory), {"scrape_configs": [job]}):
                 await until(lambda: self._received(-1), POLL / 4)
                 begin = time.perf_counter()
                 await until(lambda: self._received(reads))
                 seconds = time.perf_counter() - begin
                 await until(lambda: self._watches(reads))  # the last answers are on their way
                 return Sync(seconds, reads, len(await self.followers()))
-            finally:
-                process.kill()
-                with trio.CancelScope(shield=True):
-                    await process.wait()
 
     async def _received(self, requests: int) -> bool:
         """Tell whether followers are there and have asked for as much, beside a session each."""
@@ -376,18 +366,18 @@ async def many_jobs(bench: Bench, *, prometheus: bool) -> list[Row]:
 
 async def measure(directory: Path, *, quick: bool) -> list[Row]:
     """Start a server, fill it, and measure everything."""
-    installed = shutil.which(PROMETHEUS) is not None
+    beside = installed()
     slow = "/1000" if quick else SMALL  # for kazoo's
     near = {OURS: SMALL, PROMETHEUS: SMALL, TREECACHE: slow}
     far = {OURS: SMALL, PROMETHEUS: "/300", TREECACHE: "/1000"}
     large = {OURS: LARGE} if quick else {OURS: LARGE, PROMETHEUS: LARGE}
-    if not installed:
+    if not beside:
         for roots in near, far, large:
             roots.pop(PROMETHEUS, None)
     rounds = {OURS: 2, PROMETHEUS: 1, TREECACHE: 1} if quick else {OURS: 3, PROMETHEUS: 3, TREECACHE: 2}
     async with running_zookeeper(directory / "server", tick_time=2000) as server:
         bench = Bench(server, directory)
-        rows = [] if installed else [Row(PROMETHEUS, "is missing (apt install prometheus)")]
+        rows = [] if beside else [Row(PROMETHEUS, "is missing (apt install prometheus)")]
         async with open_tree(server.hosts, timeout=30) as tree:
             for root, count in COUNTS.items():
                 await tree.create_many(members(root, count))
@@ -397,11 +387,11 @@ async def measure(directory: Path, *, quick: bool) -> list[Row]:
             rows += await change_latencies(bench, "/1000" if quick else "/10000-too", 50 if quick else 300)
             rows.append(await burst(bench, tree, OURS, 10_000))
             rows.append(await burst(bench, tree, TREECACHE, 1_000 if quick else 5_000))
-            rows += await many_jobs(bench, prometheus=installed)
+            rows += await many_jobs(bench, prometheus=beside)
             await tree.create_many(members(LARGE, 100_000))
             rows += await first_sync(bench, large, dict.fromkeys(large, 1))
             rows.append(Row(f"first sync, 100,000 members, loopback: {TREECACHE}", "left out: it takes minutes"))
-            if quick and installed:
+            if quick and beside:
                 rows.append(Row(f"first sync, 100,000 members, loopback: {PROMETHEUS}", "left out: --quick"))
     return rows
 
