@@ -27,6 +27,7 @@ from .limits import Limits
 from .manager import Manager, ManagerStatistics, SetStatistics, open_manager
 from .provider import Backoff, Provider, ProviderStatistics
 from .resources import Resources
+from .state_file import StateFileStatistics
 from .store import Changes, SetChanges, Snapshot, TargetStore, Update
 from .subscription import Subscription, SubscriptionStatistics, Throttle
 from .targets import Labels, TargetGroup, join_host_port
@@ -70,6 +71,7 @@ __all__ = [
     "SetChanges",
     "SetStatistics",
     "Snapshot",
+    "StateFileStatistics",
     "StaticConfig",
     "Subscription",
     "SubscriptionStatistics",
