@@ -2,7 +2,8 @@
 
 Target files are replaced, written in place, half written, removed, and their directories swapped; jobs come and go by
 SIGHUP. What the JSON lines add up to must come to equal what the files say, no job may lose a target that is still in
-its file, and threads and file descriptors must be as few in the end as in the beginning.
+its file, and threads and file descriptors must be as few in the end as in the beginning. Every minute the process is
+killed or ended, files and configuration change while it is away, and another one takes over its state file.
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ from .processes import Running, running
 
 JOBS = 20
 CONVERGENCE = 10.0  # seconds
+LIFE = 60.0  # seconds of one process, which keeps its state in a file
 
 
 class Soak:
     """The files, what they say, and what was heard of them."""
 
-    def __init__(self, directory: Path, process: Running, rng: random.Random) -> None:
+    process: Running
+
+    def __init__(self, directory: Path, rng: random.Random) -> None:
         self.directory = directory
         self.config = directory / "prometheus.yml"
-        self.process = process
         self.rng = rng
         self.jobs = list(range(JOBS))
         self.files: dict[int, list[str]] = {}
@@ -60,7 +63,8 @@ class Soak:
         if kind == "reload":
             self.jobs = sorted({*self.jobs, job} if self.rng.random() < 0.6 else {*self.jobs} - {job})
             self.write_config()
-            self.process.signal(signal.SIGHUP)
+            if self.process.process.returncode is None:
+                self.process.signal(signal.SIGHUP)
             self.reloads += 1
         elif kind == "remove":
             path.unlink(missing_ok=True)
@@ -122,35 +126,49 @@ async def main(seconds: float, seed: int) -> None:
         directory = Path(name)
         for job in range(JOBS):
             (directory / f"job{job}").mkdir()
-        soak = Soak(directory, None, random.Random(seed))  # type: ignore[arg-type]  # needs its files to start
+        soak = Soak(directory, random.Random(seed))
         soak.write_config()
-        async with running("run", soak.config) as process:
-            soak.process = process
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(soak.listen)
-                nursery.start_soon(drain_log, process)
-                await soak.news.wait()  # before that, SIGHUP would end it
-                for job in range(JOBS):  # every watch is set before anything is counted
-                    soak.replace(soak.folder(job) / "targets.json", '[{"targets": ["first:1"]}]')
-                    soak.files[job] = ["first:1"]
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            await live(soak, min(end, time.monotonic() + LIFE))
+            for _ in range(soak.rng.randrange(10)):
+                await soak.operate()  # nobody is there to see it
+
+
+async def live(soak: Soak, end: float) -> None:
+    """Run the command until ``end``; kill it then, or look whether it has kept anything and end it."""
+    async with running("run", soak.config, "--state-file", soak.directory / "state") as process:
+        soak.process = process
+        soak.heard.clear()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(soak.listen)
+            nursery.start_soon(drain_log, process)
+            await soak.news.wait()  # before that, SIGHUP would end it
+            for job in range(JOBS):  # every watch is set before anything is counted
+                soak.replace(soak.folder(job) / "targets.json", '[{"targets": ["first:1"]}]')
+                soak.files[job] = ["first:1"]
+            await soak.converge()
+            before = soak.resources()
+            while time.monotonic() < end:
+                for _ in range(soak.rng.randrange(1, 30)):
+                    await soak.operate()
+                    await trio.sleep(soak.rng.choice([0, 0, 0.001, 0.02]))
                 await soak.converge()
-                before = soak.resources()
-                end = time.monotonic() + seconds
-                while time.monotonic() < end:
-                    for _ in range(soak.rng.randrange(1, 30)):
-                        await soak.operate()
-                        await trio.sleep(soak.rng.choice([0, 0, 0.001, 0.02]))
-                    await soak.converge()
+            if soak.rng.random() < 0.5:
+                process.signal(signal.SIGKILL)
+                how = "killed"
+            else:
                 soak.jobs = list(range(JOBS))
                 soak.write_config()
                 process.signal(signal.SIGHUP)
                 await soak.converge()
                 await trio.sleep(11)  # idle worker threads leave after ten seconds
                 after = soak.resources()
-                print(f"{soak.operations} operations, {soak.reloads} reloads; fds and threads {before} -> {after}")
+                how = f"fds and threads {before} -> {after}"
                 if len(after[0]) > len(before[0]) or after[1] > before[1]:
-                    sys.exit("something leaked")
-                nursery.cancel_scope.cancel()
+                    sys.exit(f"something leaked: {how}")
+            print(f"{soak.operations} operations, {soak.reloads} reloads; {how}", flush=True)
+            nursery.cancel_scope.cancel()
 
 
 async def drain_log(process: Running) -> None:
