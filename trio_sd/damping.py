@@ -3,14 +3,15 @@
 Theory of operation
 ===================
 
-What is shown of a source is what was found last, followed by its *lingering* targets: those that went less than the
-delay ago. A target lingers under the labels that it was shown with.
+What is shown of a source is what was found in it last, followed by its *lingering* targets: those that went less than
+the delay ago. A target lingers in the source where it was found last.
 
-A target is known by its labels: those of its group, and its own above them. One that is found again, in whatever
-source, lingers no more. But a target whose labels change has not gone: it would be shown twice, and scraped twice,
-with the old labels and the new. So a target that went is also taken for one that came if they have the same address,
-and nothing else that the provider finds has it: where many targets share one address (a probe with parameters), it
-does not tell which is which.
+A target is known by its labels: those of its group, and its own above them, without empty ones. It has gone when no
+source of the provider has it any more, so one that moves to another source has not; and it lingers no more when it is
+found again, wherever. But a target whose labels change has not gone either: it would be shown twice, and scraped twice,
+with the old labels and the new. So what went is also taken for what came if they have the same address, and nothing
+else that the provider finds has it: where many targets share one address (a probe with parameters), it does not tell
+which is which.
 
 Everything costs in proportion to what changed. The delay is the same for all, so deadlines come in the order in which
 removals are seen, and a queue is enough. Sync code only; times are on whatever clock the caller uses.
@@ -31,30 +32,27 @@ Groups = Mapping[str, TargetGroup]
 
 
 class _Gone:
-    """A target that was shown and is found no more."""
+    """A target that was found and is found no more: its labels, and what it was in which group."""
 
-    __slots__ = ("deadline", "group_labels", "over", "provider", "source", "target")
+    __slots__ = ("deadline", "group_labels", "labels", "over", "source", "target")
 
-    def __init__(self, source: str, group_labels: Labels, target: Labels) -> None:
-        self.source = source
-        self.group_labels = group_labels
+    def __init__(self, labels: Labels, group: TargetGroup, target: Labels) -> None:
+        self.labels = labels
+        self.source = group.source
+        self.group_labels = Labels(group.labels)
         self.target = target
         self.deadline = inf
         self.over = False  # found again, or forgotten
 
     @property
-    def labels(self) -> Labels:
-        return _merged(self.group_labels, self.target)
-
-    @property
     def address(self) -> str:
-        return _address(self.group_labels, self.target)
+        return self.labels.get(ADDRESS_LABEL, "")
 
-    def under(self, labels: Labels) -> Labels:
-        """Return the target's own labels in a group with ``labels``; an empty value is as good as no label."""
-        if labels == self.group_labels:
+    def under(self, group_labels: Labels) -> Labels:
+        """Return the target's own labels in a group of other labels; an empty value is as good as no label."""
+        if group_labels == self.group_labels:
             return self.target
-        blank = {name: "" for name in labels if name not in self.group_labels}
+        blank = {name: "" for name in group_labels if name not in self.group_labels}
         return Labels({**blank, **self.group_labels, **self.target})
 
 
@@ -62,30 +60,57 @@ class _Provider:
     """What was found of one provider, and what of it lingers."""
 
     def __init__(self, found: Groups) -> None:
-        self.found = dict(found)
-        self.lingering: dict[str, list[_Gone]] = {}  # by source
+        self.found: dict[str, TargetGroup] = {}
+        self.counts: Counter[Labels] = Counter()  # how often each target is found
+        self.addresses: Counter[str] = Counter()  # how many targets of different labels have each address
+        self.lingering: dict[Labels, _Gone] = {}
+        self.by_source: dict[str, list[_Gone]] = {}  # the same
         self.by_address: dict[str, list[_Gone]] = {}  # the same
-        self.addresses = Counter(address for group in found.values() for address in _addresses(group))
+        self.find(found.values())
 
-    def find(self, source: str, before: TargetGroup | None, group: TargetGroup) -> None:
-        for address in _addresses(group):
-            self.addresses[address] += 1
-        for address in _addresses(before):
-            self.addresses[address] -= 1
-            if not self.addresses[address]:
-                del self.addresses[address]
-        if group.targets:
-            self.found[source] = group
-        elif before is not None:
-            del self.found[source]
+    def find(self, groups: Iterable[TargetGroup]) -> tuple[list[_Gone], list[Labels]]:
+        """Take what was found in the place of what these sources had; return the targets that went and that came."""
+        places: dict[Labels, tuple[TargetGroup, Labels]] = {}
+        before: dict[Labels, int] = {}
+        for group in groups:
+            had = self.found.get(group.source, TargetGroup(group.source, ()))
+            for labels, target in _targets(had):
+                before.setdefault(labels, self.counts[labels])
+                self.counts[labels] -= 1
+                places[labels] = (had, target)
+            for labels, _ in _targets(group):
+                before.setdefault(labels, self.counts[labels])
+                self.counts[labels] += 1
+            if group.targets:
+                self.found[group.source] = group
+            else:
+                self.found.pop(group.source, None)
+        gone, come = [], []
+        for labels, count in before.items():
+            now = self.counts[labels]
+            if not now:
+                del self.counts[labels]
+            if count and not now:
+                gone.append(_Gone(labels, *places[labels]))
+            elif now and not count:
+                come.append(labels)
+        for change, changed in ((-1, [one.labels for one in gone]), (1, come)):
+            for labels in changed:
+                if address := labels.get(ADDRESS_LABEL, ""):
+                    self.addresses[address] += change
+                    if not self.addresses[address]:
+                        del self.addresses[address]
+        return gone, come
 
     def linger(self, gone: _Gone) -> None:
-        self.lingering.setdefault(gone.source, []).append(gone)
+        self.lingering[gone.labels] = gone
+        self.by_source.setdefault(gone.source, []).append(gone)
         self.by_address.setdefault(gone.address, []).append(gone)
 
     def end(self, gone: _Gone) -> None:
         gone.over = True
-        for index, key in ((self.lingering, gone.source), (self.by_address, gone.address)):
+        del self.lingering[gone.labels]
+        for index, key in ((self.by_source, gone.source), (self.by_address, gone.address)):
             index[key].remove(gone)
             if not index[key]:
                 del index[key]
@@ -93,10 +118,10 @@ class _Provider:
     def shown(self, source: str, before: TargetGroup | None) -> TargetGroup:
         """Return what to show of a source, given what is shown; without targets if there is nothing."""
         found = self.found.get(source)
-        lingering = self.lingering.get(source)
+        lingering = self.by_source.get(source)
         if lingering is None:
             return found if found is not None else TargetGroup(source, ())
-        labels = _labels(found) if found is not None else lingering[0].group_labels
+        labels = Labels(found.labels) if found is not None else lingering[0].group_labels
         targets = (*(found.targets if found is not None else ()), *[gone.under(labels) for gone in lingering])
         if before is not None and before.labels == labels and Counter(before.targets) == Counter(targets):
             return before  # a removal that nobody is to see yet does not change the order either
@@ -136,29 +161,22 @@ class Damping:
         state = self._providers.get(provider)
         if state is None:
             state = self._providers[provider] = _Provider(shown)
-        news = dict(reported)
+        news = [group for source, group in reported.items() if group != state.found.get(source)]
         if full:
-            news |= {source: TargetGroup(source, ()) for source in state.found if source not in reported}
-        gone: list[_Gone] = []
-        come: list[tuple[Labels, str]] = []
-        changed: dict[str, None] = {}
-        for source, group in news.items():
-            before = state.found.get(source)
-            if before == group:
-                continue
-            changed[source] = None
-            gone += _missing(source, before, group)
-            come += [(one.labels, one.address) for one in _missing(source, group, before)]
-            state.find(source, before, group)
-        for one in _found_again(state, gone, come):
+            news += [TargetGroup(source, ()) for source in state.found if source not in reported]
+        gone, come = state.find(news)
+        replaced = {address for labels in come if state.addresses[address := labels.get(ADDRESS_LABEL, "")] == 1}
+        back = {state.lingering[labels]: None for labels in come if labels in state.lingering}
+        back |= {one: None for address in replaced for one in state.by_address.get(address, ())}
+        for one in back:
             state.end(one)
-            changed[one.source] = None
         for one in gone:
-            if not one.over:
+            if one.address not in replaced:
                 one.deadline = now + self._delay
                 state.linger(one)
                 self._queue.append((provider, one))
-        return [state.shown(source, shown.get(source)) for source in changed]
+        sources = dict.fromkeys([group.source for group in news] + [one.source for one in back])
+        return [state.shown(source, shown.get(source)) for source in sources]
 
     def expire(self, now: float, shown: Callable[[str], Groups]) -> dict[str, list[TargetGroup]]:
         """Let go what has lingered long enough; return what to show from now on of the sources that this changes.
@@ -182,74 +200,15 @@ class Damping:
         state = self._providers.pop(provider, None)
         if state is not None:
             for gone in state.lingering.values():
-                for one in gone:
-                    one.over = True
+                gone.over = True
 
 
-def _found_again(state: _Provider, gone: list[_Gone], come: list[tuple[Labels, str]]) -> Iterator[_Gone]:
-    """Yield the lingering targets that have come back; those of ``gone`` that only changed or moved become ``over``."""
-    if not come:
-        return
-    leaving: dict[str, list[_Gone]] = {}
-    for one in gone:
-        leaving.setdefault(one.address, []).append(one)
-    others: list[str] = []
-    for labels, address in come:
-        for candidates in (leaving.get(address, ()), state.by_address.get(address, ())):
-            same = next((one for one in candidates if not one.over and one.labels == labels), None)
-            if same is not None:
-                break
-        else:
-            others.append(address)
-            continue
-        if same.deadline == inf:
-            same.over = True
-        else:
-            yield same
-    for address in others:
-        if state.addresses[address] != 1:
-            continue  # the address does not tell which target it is
-        for one in leaving.get(address, ()):
-            one.over = True
-        yield from tuple(state.by_address.get(address, ()))
-
-
-def _missing(source: str, group: TargetGroup | None, other: TargetGroup | None) -> Iterable[_Gone]:
-    """Return the targets of ``group`` that ``other`` does not have."""
-    if group is None:
-        return ()
-    labels = _labels(group)
-    if other is None or not other.targets:
-        return [_Gone(source, labels, _own(target)) for target in group.targets]
-    if labels == other.labels:
-        rest = Counter(group.targets) - Counter(other.targets)
-        return [_Gone(source, labels, _own(target)) for target in rest.elements()]
-    known = Counter(_merged(_labels(other), _own(target)) for target in other.targets)
-    missing = []
+def _targets(group: TargetGroup) -> Iterator[tuple[Labels, Labels]]:
+    """Yield the labels by which each target of a group is known, and its own labels in the group."""
+    group_labels = Labels(group.labels)
     for target in group.targets:
-        merged = _merged(labels, _own(target))
-        if known[merged]:
-            known[merged] -= 1
-        else:
-            missing.append(_Gone(source, labels, _own(target)))
-    return missing
-
-
-def _addresses(group: TargetGroup | None) -> list[str]:
-    return [] if group is None else [_address(_labels(group), _own(target)) for target in group.targets]
-
-
-def _address(labels: Labels, target: Labels) -> str:
-    return target.get(ADDRESS_LABEL) or labels.get(ADDRESS_LABEL, "")
-
-
-def _merged(labels: Labels, target: Labels) -> Labels:
-    return Labels({**labels, **target}) if labels else target
-
-
-def _labels(group: TargetGroup) -> Labels:
-    return Labels(group.labels)
-
-
-def _own(target: Mapping[str, str]) -> Labels:
-    return Labels(target)
+        own = Labels(target)
+        labels = Labels({**group_labels, **own}) if group_labels else own
+        if "" in (known := dict(labels.items())).values():
+            labels = Labels({name: value for name, value in known.items() if value})
+        yield labels, own

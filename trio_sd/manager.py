@@ -131,6 +131,7 @@ class Manager:
         self._restored: list[tuple[SavedProvider, str]] = []  # with their names, until the first configuration
         self._identities: dict[str, tuple[str, str | None]] = {}  # mechanism and fingerprint, for the state file
         self._applied = trio.Event()
+        self._keeping_state = trio.CancelScope()
         self._subscriptions: dict[Subscription, None] = {}
         self._alarm = trio.CancelScope()  # its deadline is when something that is shown must go
         self._closed = False
@@ -202,6 +203,7 @@ class Manager:
                 provider = self._make_provider(name, config)
                 new.append(provider)
             self._providers[name] = provider
+        self._paused.intersection_update(self._providers)
         now = trio.current_time()
         self._store.apply(self._sets, restarted=[p.name for p in new], deadline=now + self._warm_up)
         self._stuck = [provider for provider in self._stuck if provider.ending]
@@ -225,7 +227,6 @@ class Manager:
                     self._identities[name] = (config.mechanism, fingerprint(config))
         alive.update(self._names.values())
         self._identities = {name: identity for name, identity in self._identities.items() if name in alive}
-        self._paused.intersection_update(self._names.values())
 
     def _new_name(self, mechanism: str) -> str:
         self._names_given += 1
@@ -372,6 +373,7 @@ class Manager:
         self._check_open()
         chosen = self._providers[provider]
         self._paused.add(provider)
+        self._stuck = [one for one in self._stuck if one is not chosen]  # it has its grace time again
         chosen.pause()
         with trio.move_on_after(self._grace):
             await chosen.wait_quiet()
@@ -468,7 +470,7 @@ class Manager:
             self.name,
             len(state.sets),
             sum([len(group.targets) for groups, _, _ in found.values() for group in groups]),
-            now - state.saved,
+            max(0.0, now - state.saved),
         )
 
     def _state(self) -> State:
@@ -486,20 +488,22 @@ class Manager:
             if known_good is None:
                 known_good = now if provider is not None and provider.synced else now - (clock - confirmed)
             numbers[name] = len(saved)
-            saved.append(SavedProvider(*self._identities[name], known_good, self._store.groups(name).values()))
+            saved.append(SavedProvider(*self._identities[name], known_good, tuple(self._store.found(name).values())))
         members = {s: tuple([numbers[n] for n in names if n in numbers]) for s, names in sets.items()}
         return State(self.name, now, members, tuple(saved))
 
     async def _keep_state(self, state_file: StateFile) -> None:
         """Keep the state file up to date, from the first configuration on: until then it is not ours to write."""
-        await self._applied.wait()
-        subscription = Subscription(self._store, PACE, "state file")
-        self._subscriptions[subscription] = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._deliver, subscription, trio.Event())
-            await state_file.keep(subscription.updates, self._state)
+        with self._keeping_state:
+            await self._applied.wait()
+            subscription = Subscription(self._store, PACE, "state file")
+            self._subscriptions[subscription] = None
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._deliver, subscription, trio.Event())
+                await state_file.keep(subscription.updates, self._state)
 
     async def _save_last_state(self, state_file: StateFile, state: State) -> None:
+        self._keeping_state.cancel()  # nothing is to be written after this
         with trio.move_on_after(self._grace, shield=True) as scope:
             await state_file.save(state)
         if scope.cancelled_caught:
@@ -557,6 +561,8 @@ async def open_manager(
     Cancelled, the block ends first and what the manager runs is cancelled with it. The state is saved once more at
     the end of the block, shielded, for ``grace`` seconds at the most.
     """
+    if state_max_age is not None and not state_max_age >= 0:
+        raise ValueError(f"state_max_age is a number of seconds, not {state_max_age}")
     async with _open_service_nursery() as nursery:
         state_file = StateFile(state_path, name) if state_path is not None else None
         manager = Manager(

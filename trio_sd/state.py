@@ -21,7 +21,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
-from typing import BinaryIO, Final
+from math import isfinite
+from typing import BinaryIO, Final, TypeVar
 
 from .discoverer import DiscovererConfig
 from .errors import TrioSDError
@@ -29,6 +30,8 @@ from .secrets import Secret
 from .targets import Labels, TargetGroup
 
 __all__ = ["SavedProvider", "State", "StateError", "decode", "encode", "fingerprint"]
+
+T = TypeVar("T")
 
 _FORMAT: Final = "trio-sd state"
 _VERSION: Final = 1
@@ -167,7 +170,7 @@ def decode(file: BinaryIO, manager: str) -> State:
         raise StateError("it is empty" if not first else "it is not a state file of trio-sd")
     try:
         return _decode(first + file.readline(), file, manager)
-    except (KeyError, ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise StateError(f"it is damaged: {type(error).__name__}: {error}") from error
 
 
@@ -191,16 +194,32 @@ def _decode(first: bytes, lines: Iterable[bytes], manager: str) -> State:
             groups += [TargetGroup(group["source"], group["targets"], group["labels"]) for group in content]
             due -= len(content)
         else:
-            due, groups = content["groups"], []
-            providers.append(
-                SavedProvider(content["mechanism"], content["fingerprint"], float(content["known_good"]), groups)
-            )
+            due, groups = _checked(content["groups"], int), []
+            mechanism, known_good = _checked(content["mechanism"], str), _moment(content["known_good"])
+            providers.append(SavedProvider(mechanism, _text_or_none(content["fingerprint"]), known_good, groups))
     else:
         raise StateError("it is cut off")
     if json.loads(line) != {"sha256": digest.hexdigest()} or due or next(iter(lines), None) is not None:
         raise StateError("it is damaged: its content and its digest differ")
-    sets = {name: tuple(members) for name, members in header["sets"].items()}
+    sets = {name: tuple(_checked(members, list)) for name, members in header["sets"].items()}
     for number in (number for members in sets.values() for number in members):
-        if not (type(number) is int and 0 <= number < len(providers)):
-            raise StateError(f"it is damaged: there is no provider {number!r}")
-    return State(manager, float(header["saved"]), sets, tuple(providers))
+        if not 0 <= _checked(number, int) < len(providers):
+            raise StateError(f"it is damaged: there is no provider {number}")
+    return State(manager, _moment(header["saved"]), sets, tuple(providers))
+
+
+def _checked(value: object, kind: type[T]) -> T:
+    if type(value) is not kind:
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value
+
+
+def _text_or_none(value: object) -> str | None:
+    return None if value is None else _checked(value, str)
+
+
+def _moment(value: object) -> float:
+    """Return a Unix time."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        raise TypeError(f"{value!r} is no time")
+    return float(value)

@@ -18,8 +18,11 @@ and nothing else notices.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import logging
 import os
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,6 +45,7 @@ PACE: Final = Throttle(1.0, 5.0)
 _SHARE: Final = 20  # a write is followed by a rest of that many times its duration
 _READ_DEADLINE: Final = 10.0
 _WRITE_DEADLINE: Final = 30.0
+_NOT_REGULAR: Final = "it is not a regular file"
 _RETRY: Final = 30.0  # seconds until what could not be written is tried again, though nothing has changed
 
 
@@ -95,7 +99,10 @@ class StateFile:
 
     def _read(self) -> State | None:
         try:
-            with open(self._path, "rb") as file:
+            # A pipe would be waited for, and opening a device may do anything.
+            with open(os.open(self._path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise StateError(_NOT_REGULAR)
                 return decode(file, self._manager)
         except FileNotFoundError:
             logger.info("there is no state file %s yet", self._path)
@@ -107,7 +114,7 @@ class StateFile:
 
     def _set_aside(self) -> str:
         if not os.path.isfile(self._path):
-            return "It is not a regular file, and stays where it is"
+            return "It stays where it is"
         aside = next(path for n in count(1) if not os.path.lexists(path := f"{self._path}.unusable-{n}"))
         try:
             os.rename(self._path, aside)
@@ -151,21 +158,19 @@ class StateFile:
 
     def _write(self, state: State) -> None:
         if os.path.lexists(self._path) and not os.path.isfile(self._path):
-            raise FileExistsError(f"{self._path} is not a regular file")
+            raise FileExistsError(errno.EEXIST, _NOT_REGULAR, self._path)
         new = f"{self._path}.new"
-        with suppress(FileNotFoundError):
-            os.unlink(new)  # of a process that was killed
-        try:
-            # What was discovered is nobody else's business.
-            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        with open(_open_locked(new), "wb") as file:
+            try:
+                file.truncate()  # of a process that was killed
                 file.writelines(encode(state))
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(new, self._path)
-        except OSError:
-            with suppress(OSError):
-                os.unlink(new)
-            raise
+                os.replace(new, self._path)
+            except OSError:
+                with suppress(OSError):
+                    os.unlink(new)
+                raise
         directory = os.open(os.path.dirname(self._path), os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)
@@ -175,3 +180,27 @@ class StateFile:
     def statistics(self) -> StateFileStatistics:
         """Return how the file fares, at this moment."""
         return StateFileStatistics(self._path, self._saves, self._failures, self._last_saved, self._last_error)
+
+
+def _open_locked(path: str) -> int:
+    """Open a file to write to, and lock it, so that nobody else who does the same gets it before it is closed.
+
+    Who else might: another process that was given the same path by mistake, or a write that was left to itself because
+    its disk hung.
+
+    Raises:
+      OSError: it can't be opened, or somebody else has it.
+    """
+    # What was discovered is nobody else's business.
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(errno.EWOULDBLOCK, "somebody else is writing it", path) from None
+        if not os.path.samestat(os.fstat(fd), os.lstat(path)):
+            raise BlockingIOError(errno.EWOULDBLOCK, "somebody else has just written it", path)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd

@@ -435,7 +435,7 @@ class TargetStore:
         return Reader(self)
 
     def groups(self, provider: str) -> Mapping[str, TargetGroup]:
-        """Return what is held of a provider, by source; an immutable mapping."""
+        """Return what is shown of a provider, by source; an immutable mapping."""
         return self._providers.get(provider, _NO_GROUPS).by_source
 
     def last_known(self, provider: str) -> Mapping[str, TargetGroup]:
@@ -444,15 +444,15 @@ class TargetStore:
         That is what is held of it, or, if it has just joined a set, what those have that leave the set: a changed
         configuration mostly finds the same things.
         """
-        own = self._found(provider)
+        own = self.found(provider)
         if own:
             return own
         sets = self._layout.feeds.get(provider, ())
         leavers = {leaver for set_name in sets for leaver in self._leaving.get(set_name, ())}
-        return MappingProxyType({s: group for leaver in sorted(leavers) for s, group in self._found(leaver).items()})
+        return MappingProxyType({s: group for leaver in sorted(leavers) for s, group in self.found(leaver).items()})
 
-    def _found(self, provider: str) -> Mapping[str, TargetGroup]:
-        """Return what is held of a provider, without what is only shown because its removal waits."""
+    def found(self, provider: str) -> Mapping[str, TargetGroup]:
+        """Return what a provider has found last, by source, without what is shown only because its removal waits."""
         found = self._damping.found(provider) if self._damping is not None else None
         return self.groups(provider) if found is None else found
 
@@ -509,9 +509,9 @@ class TargetStore:
                     leaving[name] = {p: old_leaving.get(p, deadline) for p in gone}
         self._joining = joining
         self._leaving = leaving
-        self._note_deadline()
         self._layout = _lay_out(self._layout, {name: (*sets[name], *leaving.get(name, ())) for name in sets})
         self._forget_unused()
+        self._note_deadline()
         self._next_revision()
 
     def restore(
@@ -650,9 +650,9 @@ class TargetStore:
             del self._leaving[set_name][provider]
             if not self._leaving[set_name]:
                 del self._leaving[set_name]
-        self._note_deadline()
         self._layout = self._layout.without(leavers)
         self._forget_unused({provider for _, provider in leavers})
+        self._note_deadline()
 
     def _note_deadline(self) -> None:
         self._leaving_deadline = min((t for leaving in self._leaving.values() for t in leaving.values()), default=inf)

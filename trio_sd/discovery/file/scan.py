@@ -241,7 +241,9 @@ class _Scan:
             groups = self._request.parse(content, path, self._request.limits)
         except ConfigError as error:
             return self._bad(before, str(error), digest)
-        return File(_keep(before.groups, groups) if before else groups, digest)
+        # What was only kept while the file could not be read is sent anew, though it be equal: now it is known again.
+        known = before is not None and before.digest is not None and before.error is None
+        return File(_keep(before.groups, groups) if before is not None and known else groups, digest)
 
     def _bad(self, before: File | None, error: str, digest: str | None = None) -> File:
         self.result.read_errors += 1
