@@ -33,6 +33,7 @@ from .reload import Reloader, load
 __all__ = ["main"]
 
 logger = logging.getLogger(__name__)
+health_logger = logging.getLogger("trio_sd.health")
 
 EXIT_UNUSABLE = 1
 EXIT_TIMEOUT = 2
@@ -79,6 +80,7 @@ def cli(log_level: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(LogfmtFormatter())
     logging.basicConfig(level=log_level.upper(), handlers=[handler], force=True)
+    health_logger.setLevel(logging.INFO)  # what was asked for by a signal is not for the level to suppress
     logging.captureWarnings(capture=True)
 
 
@@ -297,38 +299,53 @@ async def _serve(
 ) -> None:
     """Run both managers of the configuration at ``path``, and ``body`` beside them until it returns or a signal comes.
 
-    Signals are caught from before the configuration is first read: a SIGHUP that comes early asks for a reload, and
-    does not kill the process. The first load is a reload like any other, but that a refusal ends the process.
+    Signals are caught from before the first file is read: a SIGHUP that comes early asks for a reload, and does not
+    kill the process. The first load is a reload like any other, but that a refusal ends the process.
     """
     with trio.open_signal_receiver(signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
-        async with (
-            opening.open("scrape") as scrape,
-            opening.open("notify") as notify,
-            trio.open_nursery() as nursery,
-        ):
-            reloader = Reloader(path, scrape=scrape, notify=notify)
-            nursery.start_soon(_handle_signals, signals, reloader, (scrape, notify), nursery.cancel_scope)
-            await reloader.reload()
-            nursery.start_soon(reloader.run)
-            if watch:
-                nursery.start_soon(reloader.watch)
-            await body((scrape, notify), reloader, nursery)
-            nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as outer:
+            handler = _SignalHandler(outer.cancel_scope)
+            outer.start_soon(handler.run, signals)
+            async with (
+                opening.open("scrape") as scrape,
+                opening.open("notify") as notify,
+                trio.open_nursery() as nursery,
+            ):
+                reloader = Reloader(path, scrape=scrape, notify=notify)
+                handler.attach(reloader, (scrape, notify), nursery.cancel_scope)
+                await reloader.reload()
+                nursery.start_soon(reloader.run)
+                if watch:
+                    nursery.start_soon(reloader.watch)
+                await body((scrape, notify), reloader, nursery)
+                nursery.cancel_scope.cancel()
+            outer.cancel_scope.cancel()
 
 
-async def _handle_signals(
-    signals: AsyncIterator[int], reloader: Reloader, managers: Sequence[Manager], scope: trio.CancelScope
-) -> None:
-    async for number in signals:
-        if number == signal.SIGHUP:
-            reloader.request()
-        elif number == signal.SIGUSR1:
-            for manager in managers:
-                for line in health_lines(manager.statistics(), trio.current_time()):
-                    logger.info("%s", line)
-        else:
-            logger.info("%s: ending", signal.Signals(number).name)
-            scope.cancel()
+class _SignalHandler:
+    """Does what signals ask for, from before there is anything to reload or to tell of."""
+
+    def __init__(self, scope: trio.CancelScope) -> None:
+        self._scope = scope
+        self._reloader: Reloader | None = None
+        self._managers: Sequence[Manager] = ()
+
+    def attach(self, reloader: Reloader, managers: Sequence[Manager], scope: trio.CancelScope) -> None:
+        """From now on, reload by ``reloader``, tell of ``managers``, and end by cancelling ``scope``."""
+        self._reloader, self._managers, self._scope = reloader, managers, scope
+
+    async def run(self, signals: AsyncIterator[int]) -> None:
+        async for number in signals:
+            if number == signal.SIGHUP:
+                if self._reloader is not None:  # otherwise the first load is still to come
+                    self._reloader.request()
+            elif number == signal.SIGUSR1:
+                for manager in self._managers:
+                    for line in health_lines(manager.statistics(), trio.current_time()):
+                        health_logger.info("%s", line)
+            else:
+                logger.info("%s: ending", signal.Signals(number).name)
+                self._scope.cancel()
 
 
 def _table_or(otherwise: str) -> str:

@@ -10,8 +10,8 @@ A target is known by its labels: those of its group, and its own above them, wit
 source of the provider has it any more, so one that moves to another source has not; and it lingers no more when it is
 found again, wherever. But a target whose labels change has not gone either: it would be shown twice, and scraped twice,
 with the old labels and the new. So what went is also taken for what came if they have the same address, and nothing
-else that the provider finds has it: where many targets share one address (a probe with parameters), it does not tell
-which is which.
+else that the provider finds, or found less than the delay ago, has it: where many targets share one address (a probe
+with parameters), it does not tell which is which.
 
 Everything costs in proportion to what changed. The delay is the same for all, so deadlines come in the order in which
 removals are seen, and a queue is enough. Sync code only; times are on whatever clock the caller uses.
@@ -22,6 +22,8 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import inf
+
+from immutables import Map
 
 from .targets import ADDRESS_LABEL, Labels, TargetGroup
 
@@ -60,31 +62,31 @@ class _Provider:
     """What was found of one provider, and what of it lingers."""
 
     def __init__(self, found: Groups) -> None:
-        self.found: dict[str, TargetGroup] = {}
+        self.found: Map[str, TargetGroup] = Map()
         self.counts: Counter[Labels] = Counter()  # how often each target is found
         self.addresses: Counter[str] = Counter()  # how many targets of different labels have each address
         self.lingering: dict[Labels, _Gone] = {}
-        self.by_source: dict[str, list[_Gone]] = {}  # the same
-        self.by_address: dict[str, list[_Gone]] = {}  # the same
+        self.by_source: dict[str, dict[_Gone, None]] = {}  # the same, in the order in which they went
+        self.by_address: dict[str, dict[_Gone, None]] = {}  # the same
         self.find(found.values())
 
     def find(self, groups: Iterable[TargetGroup]) -> tuple[list[_Gone], list[Labels]]:
         """Take what was found in the place of what these sources had; return the targets that went and that came."""
         places: dict[Labels, tuple[TargetGroup, Labels]] = {}
         before: dict[Labels, int] = {}
-        for group in groups:
-            had = self.found.get(group.source, TargetGroup(group.source, ()))
-            for labels, target in _targets(had):
-                before.setdefault(labels, self.counts[labels])
-                self.counts[labels] -= 1
-                places[labels] = (had, target)
-            for labels, _ in _targets(group):
-                before.setdefault(labels, self.counts[labels])
-                self.counts[labels] += 1
-            if group.targets:
-                self.found[group.source] = group
-            else:
-                self.found.pop(group.source, None)
+        with self.found.mutate() as found:
+            for group in groups:
+                had = found.pop(group.source, TargetGroup(group.source, ()))
+                for labels, target in _targets(had):
+                    before.setdefault(labels, self.counts[labels])
+                    self.counts[labels] -= 1
+                    places[labels] = (had, target)
+                for labels, _ in _targets(group):
+                    before.setdefault(labels, self.counts[labels])
+                    self.counts[labels] += 1
+                if group.targets:
+                    found[group.source] = group
+            self.found = found.finish()
         gone, come = [], []
         for labels, count in before.items():
             now = self.counts[labels]
@@ -104,14 +106,14 @@ class _Provider:
 
     def linger(self, gone: _Gone) -> None:
         self.lingering[gone.labels] = gone
-        self.by_source.setdefault(gone.source, []).append(gone)
-        self.by_address.setdefault(gone.address, []).append(gone)
+        self.by_source.setdefault(gone.source, {})[gone] = None
+        self.by_address.setdefault(gone.address, {})[gone] = None
 
     def end(self, gone: _Gone) -> None:
         gone.over = True
         del self.lingering[gone.labels]
         for index, key in ((self.by_source, gone.source), (self.by_address, gone.address)):
-            index[key].remove(gone)
+            del index[key][gone]
             if not index[key]:
                 del index[key]
 
@@ -121,7 +123,7 @@ class _Provider:
         lingering = self.by_source.get(source)
         if lingering is None:
             return found if found is not None else TargetGroup(source, ())
-        labels = Labels(found.labels) if found is not None else lingering[0].group_labels
+        labels = Labels(found.labels) if found is not None else next(iter(lingering)).group_labels
         targets = (*(found.targets if found is not None else ()), *[gone.under(labels) for gone in lingering])
         if before is not None and before.labels == labels and Counter(before.targets) == Counter(targets):
             return before  # a removal that nobody is to see yet does not change the order either
@@ -143,7 +145,7 @@ class Damping:
             self._queue.popleft()
         return self._queue[0][1].deadline if self._queue else inf
 
-    def found(self, provider: str) -> Groups | None:
+    def found(self, provider: str) -> Map[str, TargetGroup] | None:
         """Return what the provider found last, without what lingers; ``None`` if it has not reported yet."""
         known = self._providers.get(provider)
         return None if known is None else known.found
@@ -165,11 +167,18 @@ class Damping:
         if full:
             news += [TargetGroup(source, ()) for source in state.found if source not in reported]
         gone, come = state.find(news)
-        replaced = {address for labels in come if state.addresses[address := labels.get(ADDRESS_LABEL, "")] == 1}
-        back = {state.lingering[labels]: None for labels in come if labels in state.lingering}
-        back |= {one: None for address in replaced for one in state.by_address.get(address, ())}
+        back = [state.lingering[labels] for labels in come if labels in state.lingering]
         for one in back:
             state.end(one)
+        alike = Counter([one.address for one in gone])
+        replaced: set[str] = set()
+        for address in [labels.get(ADDRESS_LABEL, "") for labels in come]:
+            lingering = state.by_address.get(address, {})
+            if state.addresses[address] == 1 and alike[address] + len(lingering) == 1:
+                replaced.add(address)
+                for one in tuple(lingering):
+                    state.end(one)
+                    back.append(one)
         for one in gone:
             if one.address not in replaced:
                 one.deadline = now + self._delay

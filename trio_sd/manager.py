@@ -39,6 +39,8 @@ __all__ = ["Manager", "ManagerStatistics", "SetStatistics", "open_manager"]
 
 logger = logging.getLogger(__name__)
 
+_LAST_SAVE = 10.0  # seconds
+
 Configs = Mapping[str, Iterable[DiscovererConfig]]
 
 
@@ -71,7 +73,7 @@ class ManagerStatistics:
       sets: in the order of the configuration.
       providers: in the order of their first set.
       subscriptions: in the order in which they were made.
-      stuck: names of providers that were told to stop or to pause and have not, past their grace time.
+      stuck: names of providers of which a run was told to end, and has not within the grace time.
       resources: users of each shared resource.
       reloads: how many configurations were applied.
       last_reload: when the last one was.
@@ -156,7 +158,8 @@ class Manager:
 
         Raises:
           trio.ClosedResourceError: the manager is closed.
-          TypeError: a configuration is not a :class:`DiscovererConfig`, or can't be hashed. Nothing was changed.
+          TypeError: a configuration is not a :class:`DiscovererConfig`, or can't be hashed; the name of a set is no
+            ``str``. Nothing was changed.
           ValueError: ``restart`` is something else. Nothing was changed.
 
         Cancelled while it waits for its turn, it changes nothing. Cancelled later, the new configuration is in force
@@ -167,6 +170,9 @@ class Manager:
         if not isinstance(configs, Mapping):
             raise TypeError(f"configs maps set names to configurations, as Config.scrape does; it is {configs!r}")
         wanted = {name: tuple(dict.fromkeys(members)) for name, members in configs.items()}
+        for set_name in wanted:
+            if not isinstance(set_name, str):
+                raise TypeError(f"the name of a set is a str, not {type(set_name).__name__}: {set_name!r}")
         for member in (member for members in wanted.values() for member in members):
             if not isinstance(member, DiscovererConfig):
                 raise TypeError(f"a set consists of DiscovererConfig values, not {type(member).__name__}: {member!r}")
@@ -178,8 +184,9 @@ class Manager:
                     while self._stopping:
                         await self._stopping[-1].stopped.wait()
                         self._stopping.pop()
-                stuck, self._stopping = self._stopping, []
-                self._give_up_on(stuck, "stopped")
+                self._give_up_on(self._stopping, "stopped")
+                self._stuck += self._stopping
+                self._stopping = []
             finally:
                 # Also when cancelled: the new configuration is in force, and a promise of this method.
                 if not self._closed:
@@ -255,10 +262,9 @@ class Manager:
         return Provider(name, config, options, self._store, backoff=self._backoff, rng=self._rng, paused=paused)
 
     def _give_up_on(self, providers: Iterable[Provider], what: str) -> None:
-        """Name those of ``providers`` whose grace time is over, and wait for them no more."""
+        """Name those of ``providers`` in the log whose grace time is over."""
         for provider in providers:
             if provider.ending:
-                self._stuck.append(provider)
                 logger.error(
                     "manager %s: provider %s has not %s within %g s; going on without it",
                     self.name,
@@ -362,7 +368,7 @@ class Manager:
         What it has found stays shown. Returns when the discoverer has ended, or when the grace time is over; then it
         is named in the log and in the statistics, and not listened to any more. A provider stays paused over reloads
         for as long as its configuration stays. Nobody waits for what is paused: it counts as synced, and a refresh
-        passes it over.
+        passes it over. What left a set is shown for the whole warm-up time, though, where one that joined it is paused.
 
         Raises:
           trio.ClosedResourceError: the manager is closed.
@@ -373,12 +379,11 @@ class Manager:
         self._check_open()
         chosen = self._providers[provider]
         self._paused.add(provider)
-        self._stuck = [one for one in self._stuck if one is not chosen]  # it has its grace time again
         chosen.pause()
-        with trio.move_on_after(self._grace):
+        with trio.move_on_after(self._grace) as scope:
             await chosen.wait_quiet()
         self._check_open()
-        if chosen is self._providers.get(provider):  # and not stopped by a reload meanwhile, which waits for its end
+        if scope.cancelled_caught:
             self._give_up_on([chosen], "paused")
 
     async def resume(self, provider: str) -> None:
@@ -429,12 +434,16 @@ class Manager:
             ),
             providers=tuple([p.statistics(tuple(sets_of[name])) for name, p in self._providers.items()]),
             subscriptions=tuple([subscription.statistics() for subscription in self._subscriptions]),
-            stuck=tuple(dict.fromkeys([p.name for p in (*self._stuck, *self._stopping) if p.ending])),
+            stuck=self._stuck_names(),
             resources=MappingProxyType(self._resources.statistics()),
             reloads=self._reloads,
             last_reload=self._last_reload,
             state_file=self._state_file.statistics() if self._state_file is not None else None,
         )
+
+    def _stuck_names(self) -> tuple[str, ...]:
+        providers = (*self._stuck, *self._stopping, *self._providers.values())
+        return tuple(dict.fromkeys([provider.name for provider in providers if provider.overdue(self._grace)]))
 
     async def _restore(self, state_file: StateFile, max_age: float | None) -> None:
         """Show what the state file says, but for what is older than ``max_age``."""
@@ -445,7 +454,8 @@ class Manager:
         names: dict[int, str] = {}
         found = {}
         for number, provider in enumerate(state.providers):
-            age = max(0.0, now - provider.known_good)  # clocks go backwards, too
+            known_good = min(provider.known_good, now)  # clocks go backwards, too
+            age = now - known_good
             if max_age is not None and age > max_age:
                 sets = [set_name for set_name, numbers in state.sets.items() if number in numbers]
                 logger.warning(
@@ -459,7 +469,7 @@ class Manager:
             names[number] = name = self._new_name(provider.mechanism)
             self._restored.append((provider, name))
             self._identities[name] = (provider.mechanism, provider.fingerprint)
-            found[name] = (tuple(provider.groups), provider.known_good, clock - age)
+            found[name] = (provider.groups, known_good, clock - age)
         sets_restored = {
             set_name: [names[number] for number in numbers if number in names]
             for set_name, numbers in state.sets.items()
@@ -480,15 +490,15 @@ class Manager:
         numbers: dict[str, int] = {}
         saved: list[SavedProvider] = []
         for name in dict.fromkeys(name for members in sets.values() for name in members):
-            confirmed = self._store.confirmed(name)
-            if confirmed is None:
+            known_right = self._store.known_right(name)
+            if known_right is None:
                 continue  # nothing was ever heard of it
             provider = self._providers.get(name)
             known_good = self._store.stale_since(name)
             if known_good is None:
-                known_good = now if provider is not None and provider.synced else now - (clock - confirmed)
+                known_good = now if provider is not None and provider.synced else now - (clock - known_right)
             numbers[name] = len(saved)
-            saved.append(SavedProvider(*self._identities[name], known_good, tuple(self._store.found(name).values())))
+            saved.append(SavedProvider(*self._identities[name], known_good, self._store.found(name).values()))
         members = {s: tuple([numbers[n] for n in names if n in numbers]) for s, names in sets.items()}
         return State(self.name, now, members, tuple(saved))
 
@@ -504,10 +514,10 @@ class Manager:
 
     async def _save_last_state(self, state_file: StateFile, state: State) -> None:
         self._keeping_state.cancel()  # nothing is to be written after this
-        with trio.move_on_after(self._grace, shield=True) as scope:
+        with trio.move_on_after(_LAST_SAVE, shield=True) as scope:
             await state_file.save(state)
         if scope.cancelled_caught:
-            logger.error("manager %s: the state was not saved within %g s in the end", self.name, self._grace)
+            logger.error("manager %s: the state was not saved within %g s in the end", self.name, _LAST_SAVE)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -521,7 +531,7 @@ class Manager:
 
 @asynccontextmanager
 async def open_manager(
-    configs: Configs = MappingProxyType({}),
+    configs: Configs | None = None,
     *,
     name: str = "scrape",
     throttle: Throttle = Throttle(),
@@ -539,7 +549,8 @@ async def open_manager(
     An exception of the block comes out as it is, not in a group.
 
     Args:
-      configs: the discoverer configurations of each set, as :attr:`Config.scrape` has them.
+      configs: the discoverer configurations of each set, as :attr:`Config.scrape` has them; ``None`` to apply them
+        later.
       name: tells managers apart in logs and outputs.
       throttle: the pace of subscribers that do not name their own.
       limits: bounds on what discoverers read.
@@ -554,17 +565,20 @@ async def open_manager(
         own. At the start its content is shown at once, marked as stale (``Snapshot.stale``, ``ProviderStatistics``),
         and each provider's part is replaced by its first full set. A file that can't be used is logged and set aside.
       state_max_age: what was last known to be right more than so many seconds ago is not restored; all is if ``None``.
+        If given, the file is written at least ten times in that time, so that a crash after a long quiet loses nothing.
 
     Raises:
       ValueError: a number of seconds is negative.
 
     Cancelled, the block ends first and what the manager runs is cancelled with it. The state is saved once more at
-    the end of the block, shielded, for ``grace`` seconds at the most.
+    the end of the block, shielded, for 10 seconds at the most.
     """
     if state_max_age is not None and not state_max_age >= 0:
         raise ValueError(f"state_max_age is a number of seconds, not {state_max_age}")
     async with _open_service_nursery() as nursery:
-        state_file = StateFile(state_path, name) if state_path is not None else None
+        # Where an age matters it is told again before long, though nothing changes.
+        refresh = inf if state_max_age is None else state_max_age / 10
+        state_file = StateFile(state_path, name, refresh=refresh) if state_path is not None else None
         manager = Manager(
             nursery,
             name=name,
@@ -582,7 +596,7 @@ async def open_manager(
             await manager._restore(state_file, state_max_age)
             nursery.start_soon(manager._keep_state, state_file)
         try:
-            if configs:
+            if configs is not None:
                 await manager.apply_config(configs)
             yield manager
         finally:

@@ -27,7 +27,7 @@ from typing import Literal
 
 import trio
 
-from .discoverer import Discoverer, DiscovererConfig, DiscovererOptions, DiscovererStatistics, ReportsStatistics
+from .discoverer import DiscovererConfig, DiscovererOptions, DiscovererStatistics, ReportsStatistics
 from .errors import DiscoveryError, unwrapped
 from .store import TargetStore
 from .targets import TargetGroup
@@ -76,9 +76,10 @@ class ProviderStatistics:
       updates: updates that it has sent since it was last started by a reload.
       restarts: how often it was run again after a failure since then.
       duplicates: groups lost because another one in the same update had the same source.
-      age: seconds since the last word on what is shown of it, which may be of a run before a reload or, if ``stale``,
-        of an earlier process; ``None`` if nothing was ever heard of it.
-      stale: whether what is shown of it comes from the state file, and was not confirmed since.
+      age: seconds since everything that is shown of it was last known to be right: since its last report, or the one
+        before a part could not be read any more, be that in a run before a reload or in an earlier process. ``None``
+        if nothing was ever heard of it.
+      stale: whether something that is shown of it comes from the state file, and was not found out since.
       details: what the mechanism tells of itself.
     """
 
@@ -142,7 +143,9 @@ class Provider:
         self._quiet = trio.Event()  # nothing runs that was told to pause
         if not paused:
             self._resumed.set()
-        self._discoverer: Discoverer | None = None
+        self._reports: ReportsStatistics | None = None  # the discoverer, if it tells of itself
+        self._run: int | None = None  # the generation of the run under way
+        self._told_to_end = 0.0  # when the run under way was
         self._last_attempt: float | None = None
         self._last_success: float | None = None
         self._last_error: str | None = None
@@ -155,10 +158,9 @@ class Provider:
 
     def stop(self) -> None:
         """Begin to stop: cancel the discoverer, and ignore what it may still send. Wait for :attr:`stopped`."""
-        self._generation += 1
+        self._outdate()
         self._scope.cancel()
         self._settled.set()
-        self._quiet.set()  # who waits for that may wait for `stopped`
 
     def refresh(self) -> None:
         """Begin a new run now, without a pause; what is shown stays until its first full set replaces it.
@@ -166,7 +168,7 @@ class Provider:
         Without effect on one that is paused or stopped.
         """
         if not self.paused and not self._scope.cancel_called:
-            self._generation += 1
+            self._outdate()
             self._settled.set()  # wakes those who wait, to wait for the new run
             self._settled = trio.Event()
             self._round.cancel()
@@ -174,7 +176,7 @@ class Provider:
     def pause(self) -> None:
         """Begin to pause: cancel the discoverer, and ignore what it may still send. Wait with :meth:`wait_quiet`."""
         if not self.paused and not self._scope.cancel_called:
-            self._generation += 1
+            self._outdate()
             self._resumed = trio.Event()
             self._quiet = trio.Event()
             self._settled.set()
@@ -187,6 +189,12 @@ class Provider:
             self._quiet.set()
             self._resumed.set()
 
+    def _outdate(self) -> None:
+        """Let what the run under way may still send come too late."""
+        if not self.ending:
+            self._told_to_end = trio.current_time()
+        self._generation += 1
+
     @property
     def paused(self) -> bool:
         """Whether it was told to pause, and not to resume since."""
@@ -194,8 +202,12 @@ class Provider:
 
     @property
     def ending(self) -> bool:
-        """Whether something runs that was told to end, by a stop or a pause."""
-        return not (self.stopped.is_set() if self._scope.cancel_called else self._quiet.is_set() or not self.paused)
+        """Whether a run is under way that was told to end, by a stop, a refresh or a pause."""
+        return self._run is not None and self._run != self._generation
+
+    def overdue(self, grace: float) -> bool:
+        """Whether a run is under way that was told to end ``grace`` seconds ago, or longer."""
+        return self.ending and trio.current_time() >= self._told_to_end + grace
 
     async def wait_quiet(self) -> None:
         """Wait until nothing runs that was told to pause, or it was told to resume or stop since."""
@@ -228,25 +240,30 @@ class Provider:
                     self._store.begin_run(self.name)
         finally:
             self.stopped.set()
+            self._quiet.set()
 
     async def _attempt(self) -> bool:
         """Run one discoverer; return whether it is done for good, rather than failed."""
         self._last_attempt = trio.current_time()
+        self._run = self._generation
         updates_before = self._updates
         done = False
         try:
-            self._discoverer = self.config.discoverer(self._options)
+            discoverer = self.config.discoverer(self._options)
+            self._reports = discoverer if isinstance(discoverer, ReportsStatistics) else None
             send, receive = trio.open_memory_channel[Sequence[TargetGroup]](0)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._pump, receive, self._generation)
                 with send:
-                    await self._discoverer.run(send)
+                    await discoverer.run(send)
             if self._updates == updates_before:
                 raise DiscoveryError("the discoverer returned without sending a full set")
             done = True
         # This is the supervision boundary: whatever a mechanism raises ends here, and is told.
         except* Exception as errors:  # noqa: BLE001
             self._failed(errors)
+        finally:
+            self._run = None
         return done
 
     async def _pump(self, receive: trio.MemoryReceiveChannel[Sequence[TargetGroup]], generation: int) -> None:
@@ -257,7 +274,7 @@ class Provider:
 
     def _take(self, groups: Sequence[TargetGroup]) -> None:
         now = trio.current_time()
-        failing = self._store.stale_since(self.name) is not None and bool(self._details().errors)
+        failing = self._reports is not None and bool(self._details().errors)
         duplicates = self._store.report(self.name, groups, now=now, failing=failing).duplicates
         self._updates += 1
         self._last_success = now
@@ -294,7 +311,7 @@ class Provider:
     def statistics(self, sets: tuple[str, ...]) -> ProviderStatistics:
         """Return how the provider fares at this moment; ``sets`` are those that it feeds."""
         groups, targets = self._store.counts(self.name)
-        confirmed = self._store.confirmed(self.name)
+        known_right = self._store.known_right(self.name)
         details = self._details()
         return ProviderStatistics(
             name=self.name,
@@ -310,17 +327,16 @@ class Provider:
             updates=self._updates,
             restarts=self._restarts,
             duplicates=self._duplicates,
-            age=None if confirmed is None else trio.current_time() - confirmed,
+            age=None if known_right is None else trio.current_time() - known_right,
             stale=self._store.stale_since(self.name) is not None,
             details=details,
         )
 
     def _details(self) -> DiscovererStatistics:
-        discoverer: object = self._discoverer
-        if not isinstance(discoverer, ReportsStatistics):
+        if self._reports is None:
             return DiscovererStatistics()
         try:
-            return discoverer.statistics()
+            return self._reports.statistics()
         # The same boundary as for what it raises when it runs: a mechanism's mistake is told, and hurts nobody else.
         except Exception as error:  # noqa: BLE001
             return DiscovererStatistics(errors=(f"its statistics failed, {type(error).__name__}: {error}",))

@@ -29,7 +29,7 @@ from .errors import TrioSDError
 from .secrets import Secret
 from .targets import Labels, TargetGroup
 
-__all__ = ["SavedProvider", "State", "StateError", "decode", "encode", "fingerprint"]
+__all__ = ["SavedProvider", "State", "StateError", "check_beginning", "decode", "encode", "fingerprint"]
 
 T = TypeVar("T")
 
@@ -159,15 +159,24 @@ def _line(value: object) -> bytes:
     return json.dumps(value).encode() + b"\n"
 
 
+def check_beginning(content: bytes) -> None:
+    """Check that a file that begins with ``content`` may be a state file.
+
+    Raises:
+      StateError: it is not one.
+    """
+    if not content.startswith(_BEGINNING):
+        raise StateError("it is not a state file of trio-sd" if content else "it is empty")
+
+
 def decode(file: BinaryIO, manager: str) -> State:
-    """Read the state of ``manager`` from an open file.
+    """Return the state of ``manager`` that a file says.
 
     Raises:
       StateError: it is not a state file, or one of another manager or of a later version, or damaged.
-      OSError: it can't be read.
     """
-    if not (first := file.read(len(_BEGINNING))).startswith(_BEGINNING):
-        raise StateError("it is empty" if not first else "it is not a state file of trio-sd")
+    first = file.read(len(_BEGINNING))
+    check_beginning(first)
     try:
         return _decode(first + file.readline(), file, manager)
     except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:

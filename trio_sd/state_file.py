@@ -9,8 +9,8 @@ the new one.
 
 Writing is a subscription like any other: it is offered the newest state when it is ready for it, skips what it can't
 keep up with, and holds up nobody. It writes a first change after quiet at once, then at most once a second, under
-churn every five seconds; and rests for twenty times as long as the last write took, so that it takes no more than a
-twentieth of one core however much there is to write.
+churn every five seconds; and rests for twenty times as long as the last write took of a core, a minute at the most, so
+that it takes little however much there is to write.
 
 All I/O is done in one thread at a time, which a hung disk may keep: then nothing more is written until it lets go,
 and nothing else notices.
@@ -20,18 +20,21 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import logging
 import os
 import stat
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
+from math import inf
 from typing import Final
 
 import trio
 
-from .state import State, StateError, decode, encode
+from .state import State, StateError, check_beginning, decode, encode
 from .store import Update
 from .subscription import Throttle
 
@@ -42,9 +45,10 @@ logger = logging.getLogger(__name__)
 PACE: Final = Throttle(1.0, 5.0)
 """How often the file is written at most, and under constant change."""
 
-_SHARE: Final = 20  # a write is followed by a rest of that many times its duration
-_READ_DEADLINE: Final = 10.0
-_WRITE_DEADLINE: Final = 30.0
+_SHARE: Final = 20  # a write is followed by a rest of that many times the CPU time that it took
+_LONGEST_REST: Final = 60.0
+_DEADLINE: Final = 30.0  # seconds for reading or writing all of it
+_TROUBLE: Final = (OSError, RuntimeError, MemoryError)  # RuntimeError: no thread can be started
 _NOT_REGULAR: Final = "it is not a regular file"
 _RETRY: Final = 30.0  # seconds until what could not be written is tried again, though nothing has changed
 
@@ -74,12 +78,16 @@ class StateFile:
     Args:
       path: of the file. A symbolic link is followed: the file it leads to is the one that is replaced.
       manager: the manager's name; the state of another one is not read.
+      refresh: seconds after which it is written though nothing has changed.
     """
 
-    def __init__(self, path: str | os.PathLike[str], manager: str) -> None:
-        self._path = os.path.realpath(path)
+    def __init__(self, path: str | os.PathLike[str], manager: str, *, refresh: float = inf) -> None:
+        self._path = os.path.abspath(path)
         self._manager = manager
+        self._refresh = refresh
         self._thread = trio.CapacityLimiter(1)
+        self._unread = False  # it may hold something good, which is not to be written over
+        self._cpu = 0.0  # seconds that the last write took of a core
         self._saves = 0
         self._failures = 0
         self._last_saved: float | None = None
@@ -89,48 +97,61 @@ class StateFile:
         """Return what the file says, or ``None`` if there is none that can be used.
 
         One that can't be used is logged and set aside: renamed to ``PATH.unusable-1``, or the next number that is
-        free, so that it can be looked at and is not written over. One that could not be read within 10 seconds is
-        logged and left where it is.
+        free, so that it can be looked at and is not written over. One that could not be read, or not within 30
+        seconds, is logged, and set aside before another one is written.
         """
-        with trio.move_on_after(_READ_DEADLINE):
-            return await trio.to_thread.run_sync(self._read, abandon_on_cancel=True, limiter=self._thread)
-        logger.error("state file %s was not read within %g s; beginning without it", self._path, _READ_DEADLINE)
+        content: bytes | None = None
+        try:
+            with trio.fail_after(_DEADLINE):
+                content = await trio.to_thread.run_sync(self._content, abandon_on_cancel=True, limiter=self._thread)
+            if content is None:
+                logger.info("there is no state file %s yet", self._path)
+                return None
+            # Without a deadline: it takes long where there is much, but does not hang.
+            return await trio.to_thread.run_sync(
+                decode, io.BytesIO(content), self._manager, abandon_on_cancel=True, limiter=self._thread
+            )
+        except StateError as error:
+            done = await trio.to_thread.run_sync(self._set_aside, abandon_on_cancel=True, limiter=self._thread)
+            logger.error("state file %s can't be used, %s; beginning without it. %s", self._path, error, done)
+        except (*_TROUBLE, trio.TooSlowError) as error:
+            self._unread = True
+            logger.error("state file %s can't be read, %s; beginning without it", self._path, _reason(error))
         return None
 
-    def _read(self) -> State | None:
+    def _content(self) -> bytes | None:
+        """Return the content of the file, or ``None`` if there is none."""
+        path = os.path.realpath(self._path)
         try:
             # A pipe would be waited for, and opening a device may do anything.
-            with open(os.open(self._path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     raise StateError(_NOT_REGULAR)
-                return decode(file, self._manager)
-        except FileNotFoundError:
-            logger.info("there is no state file %s yet", self._path)
+                beginning = file.read(1_000)
+                check_beginning(beginning)  # before something very large is read that is not ours
+                return beginning + file.read()
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, StateError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-        logger.error("state file %s can't be used, %s; beginning without it. %s", self._path, reason, self._set_aside())
-        return None
 
     def _set_aside(self) -> str:
-        if not os.path.isfile(self._path):
+        path = os.path.realpath(self._path)
+        if not os.path.isfile(path):
             return "It stays where it is"
-        aside = next(path for n in count(1) if not os.path.lexists(path := f"{self._path}.unusable-{n}"))
+        aside = next(free for n in count(1) if not os.path.lexists(free := f"{path}.unusable-{n}"))
         try:
-            os.rename(self._path, aside)
+            os.rename(path, aside)
         except OSError as error:
             return f"It can't be set aside as {aside}, {error.strerror}, and will be written over"
         return f"It was set aside as {aside}"
 
     async def keep(self, updates: trio.MemoryReceiveChannel[Update], current: Callable[[], State]) -> None:
-        """Write ``current()`` for each update, until cancelled or the updates end. Failures are logged."""
-        async for _ in updates:
-            while True:
-                began = trio.current_time()
-                if await self.save(current()):
-                    break
-                await trio.sleep(_RETRY)
-            await trio.sleep(_SHARE * (trio.current_time() - began))
+        """Write ``current()`` for each update, until cancelled. What fails is logged, and tried again after 30 s."""
+        saved = True
+        while True:
+            with trio.move_on_after(self._refresh if saved else _RETRY):
+                await updates.receive()  # not bound to a name, which would keep what it holds
+            saved = await self.save(current())
+            await trio.sleep(min(_SHARE * self._cpu, _LONGEST_REST))
 
     async def save(self, state: State) -> bool:
         """Write ``state``, and return whether that went well. A failure is logged.
@@ -138,11 +159,10 @@ class StateFile:
         Cancelled, it leaves the thread to itself, which ends when its write does; the file is whole even then.
         """
         try:
-            with trio.fail_after(_WRITE_DEADLINE):
+            with trio.fail_after(_DEADLINE):
                 await trio.to_thread.run_sync(self._write, state, abandon_on_cancel=True, limiter=self._thread)
-        except (OSError, trio.TooSlowError) as error:
-            slow = isinstance(error, trio.TooSlowError)
-            reason = f"not done within {_WRITE_DEADLINE:g} s" if slow else str(error)
+        except (*_TROUBLE, trio.TooSlowError) as error:
+            reason = _reason(error)
             self._failures += 1
             if self._last_error is None:  # told once, until it works again
                 logger.error("state file %s can't be written: %s", self._path, reason)
@@ -157,29 +177,39 @@ class StateFile:
         return True
 
     def _write(self, state: State) -> None:
-        if os.path.lexists(self._path) and not os.path.isfile(self._path):
-            raise FileExistsError(errno.EEXIST, _NOT_REGULAR, self._path)
-        new = f"{self._path}.new"
+        began = time.thread_time()
+        path = os.path.realpath(self._path)
+        if os.path.lexists(path) and not os.path.isfile(path):
+            raise FileExistsError(errno.EEXIST, _NOT_REGULAR, path)
+        if self._unread and os.path.isfile(path):
+            logger.warning("state file %s could not be read. %s", path, self._set_aside())
+            self._unread = False
+        new = f"{path}.new"
         with open(_open_locked(new), "wb") as file:
             try:
                 file.truncate()  # of a process that was killed
                 file.writelines(encode(state))
                 file.flush()
                 os.fsync(file.fileno())
-                os.replace(new, self._path)
+                os.replace(new, path)
             except OSError:
                 with suppress(OSError):
                     os.unlink(new)
                 raise
-        directory = os.open(os.path.dirname(self._path), os.O_RDONLY | os.O_DIRECTORY)
+        directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
+        self._cpu = time.thread_time() - began
 
     def statistics(self) -> StateFileStatistics:
         """Return how the file fares, at this moment."""
         return StateFileStatistics(self._path, self._saves, self._failures, self._last_saved, self._last_error)
+
+
+def _reason(error: BaseException) -> str:
+    return f"not done within {_DEADLINE:g} s" if isinstance(error, trio.TooSlowError) else str(error)
 
 
 def _open_locked(path: str) -> int:

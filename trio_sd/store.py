@@ -23,7 +23,11 @@ joining, also when it joined by an earlier reload, so that two reloads in a row 
 
 *Last known good.* What an earlier process had found is restored as if a configuration had been applied and reported;
 so the first configuration of this process is a reload like any other. What was restored is *stale* until its provider
-reports.
+has found it out itself.
+
+*Age.* Of each provider the store knows when everything that it shows was last *known to be right*. A report says so,
+but not that of a discoverer that tells of failures: a part that it can't read is shown as it was. What such a one takes
+from :meth:`TargetStore.last_known` is as old as it was there, also under another provider.
 
 *Damping.* If removals wait, reports pass through :mod:`~trio_sd.damping`, which says what to show in their place.
 """
@@ -389,6 +393,23 @@ class Reported:
     duplicates: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Lent:
+    """What a provider was given of those that it replaces, in case that it can't read something.
+
+    Attributes:
+      groups: by source.
+      known_right: when all of it was last known to be right.
+      stale: the Unix time when what was restored of it was right, if something was.
+      unconfirmed: the sources that still show what was restored.
+    """
+
+    groups: Mapping[str, TargetGroup]
+    known_right: float
+    stale: float | None
+    unconfirmed: frozenset[str]
+
+
 class TargetStore:
     """Holds what providers have found, arranges it in sets, and numbers every change.
 
@@ -416,9 +437,10 @@ class TargetStore:
         self._joining: dict[str, set[str]] = {}  # set → providers not heard of since they joined it
         self._leaving: dict[str, dict[str, float]] = {}  # set → provider → deadline
         self._leaving_deadline = inf  # the first of these
-        self._confirmed: dict[str, float] = {}  # provider → when it last reported
+        self._known_right: dict[str, float] = {}  # provider → when all that it shows was last known to be right
         self._stale: Map[str, float] = Map()  # provider → the Unix time when what was restored was right
-        self._unconfirmed: dict[str, set[str]] = {}  # provider → sources that still show what was restored
+        self._unconfirmed: dict[str, set[str]] = {}  # stale provider → sources that still show what was restored
+        self._lent: dict[str, _Lent] = {}  # provider that has not reported yet → what it was given of others
         self._changes_end = _Change()
 
     @property
@@ -448,20 +470,28 @@ class TargetStore:
         if own:
             return own
         sets = self._layout.feeds.get(provider, ())
-        leavers = {leaver for set_name in sets for leaver in self._leaving.get(set_name, ())}
-        return MappingProxyType({s: group for leaver in sorted(leavers) for s, group in self.found(leaver).items()})
+        leavers = sorted({leaver for set_name in sets for leaver in self._leaving.get(set_name, ())})
+        known = MappingProxyType({s: group for leaver in leavers for s, group in self.found(leaver).items()})
+        if known and provider not in self._known_right:
+            self._lent[provider] = _Lent(
+                known,
+                min([self._known_right[leaver] for leaver in leavers if leaver in self._known_right]),
+                min([self._stale[leaver] for leaver in leavers if leaver in self._stale], default=None),
+                frozenset(s for leaver in leavers for s in self._unconfirmed.get(leaver, ())),
+            )
+        return known
 
     def found(self, provider: str) -> Mapping[str, TargetGroup]:
         """Return what a provider has found last, by source, without what is shown only because its removal waits."""
         found = self._damping.found(provider) if self._damping is not None else None
         return self.groups(provider) if found is None else found
 
-    def confirmed(self, provider: str) -> float | None:
-        """Return when the provider last reported, in whatever run; ``None`` if nothing was ever heard of it."""
-        return self._confirmed.get(provider)
+    def known_right(self, provider: str) -> float | None:
+        """Return when everything that is shown of a provider was last known to be right; ``None`` if never."""
+        return self._known_right.get(provider)
 
     def stale_since(self, provider: str) -> float | None:
-        """Return the Unix time when what was restored of the provider was right, or ``None`` if it has reported."""
+        """Return the Unix time when what is shown of the provider was right, if some was restored and still is."""
         return self._stale.get(provider)
 
     def arrangement(self) -> Mapping[str, tuple[str, ...]]:
@@ -511,11 +541,12 @@ class TargetStore:
         self._leaving = leaving
         self._layout = _lay_out(self._layout, {name: (*sets[name], *leaving.get(name, ())) for name in sets})
         self._forget_unused()
+        self._lent = {provider: lent for provider, lent in self._lent.items() if provider in self._layout.feeds}
         self._note_deadline()
         self._next_revision()
 
     def restore(
-        self, sets: Mapping[str, Sequence[str]], found: Mapping[str, tuple[Sequence[TargetGroup], float, float]]
+        self, sets: Mapping[str, Sequence[str]], found: Mapping[str, tuple[Iterable[TargetGroup], float, float]]
     ) -> None:
         """Show what an earlier process has found, in one revision. Only for a store that holds nothing yet.
 
@@ -526,12 +557,12 @@ class TargetStore:
         """
         assert self.revision == 0
         self._layout = _lay_out(self._layout, {name: tuple(members) for name, members in sets.items()})
-        for provider, (groups, known_good, confirmed) in found.items():
-            held, sources, _ = _replace(_NO_GROUPS, groups)
+        for provider, (groups, known_good, known_right) in found.items():
+            held, sources, _ = _replace(_NO_GROUPS, tuple(groups))
             self._providers = self._providers.set(provider, held)
             self._stale = self._stale.set(provider, known_good)
             self._unconfirmed[provider] = set(held.by_source)
-            self._confirmed[provider] = confirmed
+            self._known_right[provider] = known_right
             self._note_change(provider, sources)
         self._forget_unused()
         self._next_revision()
@@ -570,9 +601,9 @@ class TargetStore:
             return Reported(0, 0)
         first = provider not in self._reported
         held = self._providers.get(provider, _NO_GROUPS)
-        news = provider not in self._providers or self._confirm(provider, groups, first, failing)
-        if provider not in self._stale:
-            self._confirmed[provider] = now
+        news = provider not in self._providers
+        if provider in self._stale or provider not in self._known_right or not failing:
+            news |= self._note_age(provider, groups, full=first, now=now, failing=failing)
         if self._damping is not None:
             after, changed, duplicates = self._merge_damped(self._damping, provider, held, groups, first, now)
         else:
@@ -603,20 +634,34 @@ class TargetStore:
             self._next_revision()
         self._on_deadline()
 
-    def _confirm(self, provider: str, groups: Sequence[TargetGroup], full: bool, failing: bool) -> bool:
-        """Note what of a provider is not as it was restored any more; return whether it was stale till now.
+    def _note_age(self, provider: str, groups: Sequence[TargetGroup], *, full: bool, now: float, failing: bool) -> bool:
+        """Note how old is what a provider is about to show; return whether it is stale no more.
 
-        A discoverer that can't read a part takes that from what :meth:`last_known` gives it: the same object, which
-        confirms nothing. What was found anew is another object, or is sent by one that does not fail.
+        What a discoverer could not read, and took from :meth:`last_known`, is the same object as there. What it has
+        found anew is another one, though it may be equal.
         """
+        lent = self._lent.pop(provider, None)
+        if not failing:
+            self._known_right[provider] = now
+            return self._is_stale_no_more(provider)
+        given = {group.source: group for group in groups}
+        if provider in self._stale:
+            held, unconfirmed = self.groups(provider), self._unconfirmed[provider]
+            unconfirmed -= {s for s in unconfirmed if (s in given or full) and given.get(s) is not held[s]}
+            if not unconfirmed:
+                self._known_right[provider] = now
+                self._is_stale_no_more(provider)
+            return not unconfirmed
+        used = {s for s, group in given.items() if lent.groups.get(s) is group} if lent is not None else set()
+        self._known_right[provider] = lent.known_right if lent is not None and used else now
+        if lent is not None and lent.stale is not None and (unconfirmed := used & lent.unconfirmed):
+            self._stale = self._stale.set(provider, lent.stale)
+            self._unconfirmed[provider] = unconfirmed
+        return False
+
+    def _is_stale_no_more(self, provider: str) -> bool:
         if provider not in self._stale:
             return False
-        if failing:
-            held, given = self.groups(provider), {group.source: group for group in groups}
-            unconfirmed = self._unconfirmed[provider]
-            unconfirmed -= {s for s in unconfirmed if (s in given or full) and given.get(s) is not held[s]}
-            if unconfirmed:
-                return False
         self._stale = self._stale.delete(provider)
         del self._unconfirmed[provider]
         return True
@@ -664,10 +709,8 @@ class TargetStore:
             self._note_change(provider, tuple(self.groups(provider)))  # it may be back before a reader looks
             self._providers = self._providers.delete(provider)
             self._reported.discard(provider)
-            self._confirmed.pop(provider, None)
-            if provider in self._stale:
-                self._stale = self._stale.delete(provider)
-                del self._unconfirmed[provider]
+            self._known_right.pop(provider, None)
+            self._is_stale_no_more(provider)
             if self._damping is not None:
                 self._damping.forget(provider)
 
