@@ -309,7 +309,7 @@ def test_a_closed_stdout_is_told(tmp_path: Path) -> None:
 async def test_sigusr1_logs_how_everything_fares(tmp_path: Path) -> None:
     config = write(tmp_path / "p.yml", FILES + "  - job_name: alpha\n    static_configs: [{targets: ['a:1']}]\n")
     write(tmp_path / "targets" / "x.json", "[")
-    async with running("run", config) as process:
+    async with running("--log-level", "warning", "run", config) as process:
         assert addresses(await process.update_with("alpha")) == ["a:1"]
         await process.logged("x.json:1:2")
         process.signal(signal.SIGUSR1)

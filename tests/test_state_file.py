@@ -463,3 +463,40 @@ def test_whenever_a_process_is_killed_the_file_is_whole_and_not_older_than_what_
         done = max([done, *[int(line) for line in told if line]])
         assert number_in(path) >= done
     assert set(os.listdir(tmp_path)) <= {"state", "state.new"}
+
+
+async def test_what_could_not_be_read_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be good, and only the disk was not at that moment."""
+    path = tmp_path / "state"
+    assert await StateFile(path, MANAGER).save(a_state(1))
+    file = StateFile(path, MANAGER)
+
+    def fail(file: StateFile) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StateFile, "_content", fail)
+        assert await file.read() is None
+    assert "can't be read, [Errno 5]" in caplog.text
+    assert os.listdir(tmp_path) == ["state"]
+    for number in (2, 3):
+        assert await file.save(a_state(number))
+    assert sorted(os.listdir(tmp_path)) == ["state", "state.unusable-1"]
+    assert (number_in(path), number_in(tmp_path / "state.unusable-1")) == (3, 1)
+
+
+async def test_a_write_that_waits_for_a_slow_disk_is_not_followed_by_a_long_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, ended = os.fsync, threading.Event()
+
+    def slow_fsync(fd: int) -> None:
+        ended.wait(0.2)
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", slow_fsync)
+    file = StateFile(tmp_path / "state", MANAGER)
+    assert await file.save(a_state())
+    assert file._cpu < 0.1
