@@ -38,6 +38,7 @@ FLOORS = {
     "provider": 3,
     "subscription": 3,
     "state_file": 3,
+    "last_known_good": 3,
     "manager": 4,
     "discovery": 5,
     "reload": 6,

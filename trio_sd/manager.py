@@ -4,9 +4,8 @@ Everything that it starts lives in one nursery, which :func:`open_manager` opens
 sync code, between two awaits; what is awaited is only the end of what was told to stop. So a cancelled
 :meth:`Manager.apply_config` leaves either the old configuration or the new one, never something between.
 
-With a state file, what an earlier process showed last is restored first, under providers that do not run. The first
-configuration then is a reload like any other: a configuration that stays takes over what was restored of it, and one
-that has gone leaves.
+With a state file, what an earlier process showed last is restored first, and the first configuration then is a reload
+like any other: see :mod:`~trio_sd.last_known_good`.
 """
 
 from __future__ import annotations
@@ -14,8 +13,6 @@ from __future__ import annotations
 import logging
 import os
 import random
-import time
-from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,10 +24,11 @@ from typing import Literal
 import trio
 
 from .discoverer import DiscovererConfig, DiscovererOptions
+from .last_known_good import LastKnownGood
 from .limits import Limits
 from .provider import Backoff, Provider, ProviderStatistics
 from .resources import Resources
-from .state import SavedProvider, State, fingerprint
+from .state import State
 from .state_file import PACE, StateFile, StateFileStatistics
 from .store import Snapshot, TargetStore, Update
 from .subscription import Subscription, SubscriptionStatistics, Throttle
@@ -108,6 +106,7 @@ class Manager:
         rng: random.Random,
         removal_delay: float,
         state_file: StateFile | None,
+        state_max_age: float | None,
     ) -> None:
         if not (warm_up >= 0 and grace >= 0 and removal_delay >= 0):
             raise ValueError(f"warm_up, grace and removal_delay are seconds, not {warm_up}, {grace}, {removal_delay}")
@@ -130,8 +129,8 @@ class Manager:
         self._names: dict[DiscovererConfig, str] = {}
         self._names_given = 0
         self._state_file = state_file
-        self._restored: list[tuple[SavedProvider, str]] = []  # with their names, until the first configuration
-        self._identities: dict[str, tuple[str, str | None]] = {}  # mechanism and fingerprint, for the state file
+        self._state_max_age = state_max_age
+        self._last_known_good = LastKnownGood(name, self._store)
         self._applied = trio.Event()
         self._keeping_state = trio.CancelScope()
         self._subscriptions: dict[Subscription, None] = {}
@@ -225,36 +224,19 @@ class Manager:
     def _assign_names(self, wanted: Mapping[str, tuple[DiscovererConfig, ...]]) -> None:
         """Name every configuration's provider: as before, for as long as it runs or something of it is shown."""
         alive = {name for shown in self._store.arrangement().values() for name in shown} | self._providers.keys()
+        configs = [member for members in wanted.values() for member in members]
         self._names = {config: name for config, name in self._names.items() if name in alive}
-        self._take_over_restored(wanted)
-        for config in (member for members in wanted.values() for member in members):
+        self._names |= self._last_known_good.taken_over(configs)
+        for config in configs:
             if config not in self._names:
                 self._names[config] = name = self._new_name(config.mechanism)
                 if self._state_file is not None:
-                    self._identities[name] = (config.mechanism, fingerprint(config))
-        alive.update(self._names.values())
-        self._identities = {name: identity for name, identity in self._identities.items() if name in alive}
+                    self._last_known_good.identify(name, config)
+        self._last_known_good.keep_only(alive.union(self._names.values()))
 
     def _new_name(self, mechanism: str) -> str:
         self._names_given += 1
         return f"{mechanism}/{self._names_given - 1}"
-
-    def _take_over_restored(self, wanted: Mapping[str, tuple[DiscovererConfig, ...]]) -> None:
-        """Name providers of the first configuration as what was restored of an equal one in the state file.
-
-        Two that can't be told apart there, because only their secrets differ, are not taken for each other.
-        """
-        if not self._restored:
-            return
-        saved = Counter(provider.fingerprint for provider, _ in self._restored)
-        configs: dict[str | None, list[DiscovererConfig]] = {}
-        for config in dict.fromkeys(member for members in wanted.values() for member in members):
-            configs.setdefault(fingerprint(config), []).append(config)
-        for provider, name in self._restored:
-            same = configs.get(provider.fingerprint, ())
-            if provider.fingerprint is not None and saved[provider.fingerprint] == len(same) == 1:
-                self._names[same[0]] = name
-        self._restored = []
 
     def _make_provider(self, name: str, config: DiscovererConfig) -> Provider:
         options = DiscovererOptions(self._resources, self._limits, partial(self._store.last_known, name), name)
@@ -445,62 +427,9 @@ class Manager:
         providers = (*self._stuck, *self._stopping, *self._providers.values())
         return tuple(dict.fromkeys([provider.name for provider in providers if provider.overdue(self._grace)]))
 
-    async def _restore(self, state_file: StateFile, max_age: float | None) -> None:
-        """Show what the state file says, but for what is older than ``max_age``."""
-        state = await state_file.read()
-        if state is None:
-            return
-        now, clock = time.time(), trio.current_time()
-        names: dict[int, str] = {}
-        found = {}
-        for number, provider in enumerate(state.providers):
-            known_good = min(provider.known_good, now)  # clocks go backwards, too
-            age = now - known_good
-            if max_age is not None and age > max_age:
-                sets = [set_name for set_name, numbers in state.sets.items() if number in numbers]
-                logger.warning(
-                    "manager %s: not restored, last known to be right %.0f s ago: %s in %s",
-                    self.name,
-                    age,
-                    provider.mechanism,
-                    ", ".join(sets),
-                )
-                continue
-            names[number] = name = self._new_name(provider.mechanism)
-            self._restored.append((provider, name))
-            self._identities[name] = (provider.mechanism, provider.fingerprint)
-            found[name] = (provider.groups, known_good, clock - age)
-        sets_restored = {
-            set_name: [names[number] for number in numbers if number in names]
-            for set_name, numbers in state.sets.items()
-        }
-        self._store.restore(sets_restored, found)
-        logger.info(
-            "manager %s: restored %d sets, %d targets, saved %.0f s ago; stale until their providers report",
-            self.name,
-            len(state.sets),
-            sum([len(group.targets) for groups, _, _ in found.values() for group in groups]),
-            max(0.0, now - state.saved),
-        )
-
-    def _state(self) -> State:
-        """Return what is to be written to the state file at this moment."""
-        now, clock = time.time(), trio.current_time()
-        sets = self._store.arrangement()
-        numbers: dict[str, int] = {}
-        saved: list[SavedProvider] = []
-        for name in dict.fromkeys(name for members in sets.values() for name in members):
-            known_right = self._store.known_right(name)
-            if known_right is None:
-                continue  # nothing was ever heard of it
-            provider = self._providers.get(name)
-            known_good = self._store.stale_since(name)
-            if known_good is None:
-                known_good = now if provider is not None and provider.synced else now - (clock - known_right)
-            numbers[name] = len(saved)
-            saved.append(SavedProvider(*self._identities[name], known_good, self._store.found(name).values()))
-        members = {s: tuple([numbers[n] for n in names if n in numbers]) for s, names in sets.items()}
-        return State(self.name, now, members, tuple(saved))
+    def _is_synced(self, name: str) -> bool:
+        provider = self._providers.get(name)
+        return provider is not None and provider.synced
 
     async def _keep_state(self, state_file: StateFile) -> None:
         """Keep the state file up to date, from the first configuration on: until then it is not ours to write."""
@@ -510,10 +439,27 @@ class Manager:
             self._subscriptions[subscription] = None
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._deliver, subscription, trio.Event())
-                await state_file.keep(subscription.updates, self._state)
+                await state_file.keep(subscription.updates, lambda: self._last_known_good.state(self._is_synced))
+
+    async def _restore(self) -> None:
+        if self._state_file is not None:
+            state = await self._state_file.read()
+            if state is not None:
+                self._last_known_good.restore(state, self._state_max_age, self._new_name)
+            self._nursery.start_soon(self._keep_state, self._state_file)
+
+    async def _close(self) -> None:
+        """Stop everything, and save the state for the last time."""
+        # As long as providers run, it is known which of them are synced.
+        state = self._last_known_good.state(self._is_synced) if self._state_file and self._applied.is_set() else None
+        self._closed = True
+        for provider in self._providers.values():
+            provider.stop()  # also wakes those who wait for it to settle
+        self._keeping_state.cancel()
+        if self._state_file is not None and state is not None:
+            await self._save_last_state(self._state_file, state)
 
     async def _save_last_state(self, state_file: StateFile, state: State) -> None:
-        self._keeping_state.cancel()  # nothing is to be written after this
         with trio.move_on_after(_LAST_SAVE, shield=True) as scope:
             await state_file.save(state)
         if scope.cancelled_caught:
@@ -522,11 +468,6 @@ class Manager:
     def _check_open(self) -> None:
         if self._closed:
             raise trio.ClosedResourceError(f"manager {self.name} is closed")
-
-    def _close(self) -> None:
-        self._closed = True
-        for provider in self._providers.values():
-            provider.stop()  # also wakes those who wait for it to settle
 
 
 @asynccontextmanager
@@ -577,7 +518,7 @@ async def open_manager(
         raise ValueError(f"state_max_age is a number of seconds, not {state_max_age}")
     async with _open_service_nursery() as nursery:
         # Where an age matters it is told again before long, though nothing changes.
-        refresh = inf if state_max_age is None else state_max_age / 10
+        refresh = inf if state_max_age is None else max(1.0, state_max_age / 10)
         state_file = StateFile(state_path, name, refresh=refresh) if state_path is not None else None
         manager = Manager(
             nursery,
@@ -590,20 +531,16 @@ async def open_manager(
             rng=rng if rng is not None else random.Random(),
             removal_delay=removal_delay,
             state_file=state_file,
+            state_max_age=state_max_age,
         )
         nursery.start_soon(manager._keep_time)
-        if state_file is not None:
-            await manager._restore(state_file, state_max_age)
-            nursery.start_soon(manager._keep_state, state_file)
+        await manager._restore()
         try:
             if configs is not None:
                 await manager.apply_config(configs)
             yield manager
         finally:
-            last_state = manager._state() if state_file is not None and manager._applied.is_set() else None
-            manager._close()
-            if state_file is not None and last_state is not None:
-                await manager._save_last_state(state_file, last_state)
+            await manager._close()
 
 
 @asynccontextmanager
