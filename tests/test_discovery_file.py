@@ -461,7 +461,8 @@ async def test_permission_is_refused_and_granted_again() -> None:
                 os.seteuid(0)
                 os.chmod(name, 0o755)
                 os.seteuid(65534)
-                assert list(await found.next()) == []
+                assert [one.source for one in await found.next()] == [f"{file}:0"], "known again, not just kept"
+                assert found.state == {"a.json:0": ["a"]}
                 assert not found.errors
         finally:
             os.seteuid(0)

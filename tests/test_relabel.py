@@ -371,7 +371,7 @@ _RULES = st.builds(
 )
 
 
-@settings(max_examples=5 * settings().max_examples)
+@settings(max_examples=2 * settings().max_examples)
 @given(
     st.dictionaries(_NAMES, st.text("ab;é\udcff", max_size=3)),
     st.lists(_RULES, max_size=6),
