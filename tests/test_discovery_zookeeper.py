@@ -757,10 +757,11 @@ async def test_it_ends_within_a_bounded_time(
     assert threading.active_count() <= threads
 
 
-async def test_it_keeps_the_contract_of_discoverers(
-    shared_zookeeper: ZooKeeperServer, tree: Tree, zookeeper_root: str
-) -> None:
-    await tree.create(f"{zookeeper_root}/m", member("h"))
+async def test_it_keeps_the_contract_of_discoverers(shared_zookeeper: ZooKeeperServer, zookeeper_root: str) -> None:
+    # A client that stays open may connect anew, and have another descriptor, in the middle of it.
+    async with open_tree(shared_zookeeper.hosts) as tree:
+        await tree.create(zookeeper_root, b"")
+        await tree.create(f"{zookeeper_root}/m", member("h"))
     await trio.to_thread.run_sync(lambda: None)  # Trio's own thread is there before descriptors are counted
     found = await check_discoverer(config(shared_zookeeper.hosts, zookeeper_root))
     assert [group.source for group in found] == [f"{zookeeper_root}/m"]
