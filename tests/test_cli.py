@@ -313,6 +313,7 @@ async def test_sigusr1_logs_how_everything_fares(tmp_path: Path) -> None:
         assert addresses(await process.update_with("alpha")) == ["a:1"]
         await process.logged("x.json:1:2")
         process.signal(signal.SIGUSR1)
+        assert "1 put in force, 0 refused" in await process.logged("configurations:")
         assert "2 sets, 1 targets, 1 configurations applied" in await process.logged("manager scrape: revision")
         assert "failing" in (line := await process.logged("provider file/0 of web"))
         assert "nothing heard of it yet" in line
@@ -352,12 +353,45 @@ async def test_a_state_file_outlives_a_kill_and_is_marked_stale_until_the_truth_
     assert sorted(os.listdir(tmp_path)) == ["p.yml", "state", "state.notify", "targets"]
 
 
-def test_a_state_file_that_is_the_configuration_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--state-file", "./p.yml"], "same file"),
+        (["--state-file", "missing/state"], "no folder"),
+        (["--state-max-age", "1d"], "no use without --state-file"),
+    ],
+)
+def test_state_files_that_can_not_be_meant_are_refused(tmp_path: Path, options: list[str], told: str) -> None:
     config = write(tmp_path / "p.yml", STATIC)
-    done = run_command("run", config, "--state-file", tmp_path / "." / "p.yml")
+    done = run_command("run", config, *options, cwd=tmp_path)
     assert done.returncode == 1
-    assert "same file" in done.stderr
+    assert told in done.stderr
     assert config.read_text() == STATIC
+
+
+def test_the_configuration_is_not_taken_for_the_state_file_of_alertmanagers(tmp_path: Path) -> None:
+    config = write(tmp_path / "p.notify", STATIC)
+    assert "same file" in run_command("run", config, "--state-file", tmp_path / "p").stderr
+    assert config.read_text() == STATIC
+
+
+async def test_what_is_too_old_is_not_restored(tmp_path: Path) -> None:
+    write_targets(tmp_path / "targets" / "x.json", "w:1")
+    config, state = write(tmp_path / "p.yml", FILES), tmp_path / "state"
+    async with running("run", config, "--state-file", state) as process:
+        assert addresses(await process.update_with("web")) == ["w:1"]
+        process.signal(signal.SIGTERM)
+        assert await process.end() == 0
+    write(tmp_path / "targets" / "x.json", "[")
+    async with running("run", config, "--state-file", state, "--state-max-age", "1ms") as process:
+        await process.logged("what file had found for web is not restored")
+        update = await process.update()
+        while update["manager"] != "scrape":
+            update = await process.update()
+        assert update["sets"] == {"web": {"updated": [], "removed": []}}
+        assert "stale" not in update
+        process.signal(signal.SIGTERM)
+        assert await process.end() == 0
 
 
 async def test_removals_wait_and_additions_do_not(tmp_path: Path) -> None:

@@ -537,3 +537,61 @@ async def test_a_changed_configuration_that_found_everything_itself_is_new(autoj
         new.errors = ("something that never gave anything can't be read",)
         await new.send(group("p", "1"))
         assert of(manager, "fake/1").age == 0
+
+
+async def test_a_provider_that_was_resumed_is_not_paused_by_the_next_reload(autojump_clock: MockClock) -> None:
+    fake = synced("a")
+    async with open_manager({"web": [fake.config]}) as manager:
+        await manager.wait_synced()
+        await manager.pause("fake/0")
+        await manager.resume("fake/0")
+        await manager.apply_config({"web": [fake.config]})
+        await manager.wait_synced()
+        assert (of(manager).state, fake.running, fake.started) == ("synced", 1, 3)
+
+
+async def test_a_paused_provider_that_is_configured_no_more_is_told(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake, other = synced("a"), synced("b")
+    async with open_manager({"web": [fake.config]}) as manager:
+        await manager.pause("fake/0")
+        await manager.apply_config({"web": [other.config]})
+        assert "provider fake/0, which was paused, is not configured any more" in caplog.text
+        with pytest.raises(KeyError, match="no provider fake/0; it has: fake/1"):
+            await manager.resume("fake/0")
+
+
+class Stubborn(FakeDiscoverer):
+    """Fails when it is cancelled."""
+
+    async def run(self, updates: trio.MemorySendChannel[Sequence[TargetGroup]]) -> None:
+        try:
+            await super().run(updates)
+        finally:
+            raise OSError("broken as it was told to end")
+
+
+async def test_an_error_raised_as_it_is_paused_is_no_failure(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake = Stubborn("a")
+    async with open_manager({"web": [fake.config]}) as manager:
+        await fake.send(group("p", "1"))
+        await manager.pause("fake/0")
+        assert (of(manager).failure_streak, of(manager).last_error) == (0, "OSError: broken as it was told to end")
+        assert not caplog.records
+        began = trio.current_time()
+        await manager.resume("fake/0")
+        await fake.send(group("p", "1"))
+        assert trio.current_time() == began, "nothing is held back"
+
+
+async def test_a_run_that_does_not_end_is_named_however_often_it_is_told_to(autojump_clock: MockClock) -> None:
+    fake = synced("a", linger=100)
+    async with open_manager({"web": [fake.config]}, grace=4) as manager:
+        await manager.wait_synced()
+        for _ in range(3):
+            with trio.move_on_after(2):
+                await manager.refresh()
+        assert manager.statistics().stuck == ("fake/0",)

@@ -500,3 +500,44 @@ async def test_a_write_that_waits_for_a_slow_disk_is_not_followed_by_a_long_rest
     file = StateFile(tmp_path / "state", MANAGER)
     assert await file.save(a_state())
     assert file._cpu < 0.1
+
+
+@pytest.mark.parametrize("what", ["read", "save"])
+async def test_a_disk_that_hangs_is_told_and_waited_for_no_more(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = threading.Event()
+
+    def hang(*_: object) -> None:
+        assert gate.wait(PATIENCE)
+
+    monkeypatch.setattr("trio_sd.state_file._DEADLINE", 0.05)
+    monkeypatch.setattr(StateFile, "_content" if what == "read" else "_write", hang)
+    file = StateFile(tmp_path / "state", MANAGER)
+    try:
+        assert not (await file.read() if what == "read" else await file.save(a_state()))
+        assert "not done within 0.05 s" in caplog.text
+        assert file.statistics().failures == (what == "save")
+    finally:
+        gate.set()
+
+
+async def test_what_a_killed_process_has_left_beside_it_does_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    (tmp_path / "state.new").write_bytes(b"x" * 1_000_000)
+    assert await StateFile(path, MANAGER).save(a_state(7))
+    assert number_in(path) == 7
+    assert os.listdir(tmp_path) == ["state"]
+
+
+async def test_somebody_else_who_writes_the_same_file_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = StateFile(tmp_path / "state", MANAGER), StateFile(tmp_path / "state", MANAGER)
+    for number in range(3):
+        assert await one.save(a_state(number))
+    assert not caplog.records
+    for number in range(3):
+        assert await two.save(a_state(number))
+        assert await one.save(a_state(number))
+    assert [record.getMessage().count("is written by somebody else, too") for record in caplog.records] == [1, 1]

@@ -25,7 +25,7 @@ from .config import Duration
 from .errors import ConfigError, TrioSDError
 from .manager import Manager, open_manager
 from .outputs.check import check_document, check_rows, checked_targets
-from .outputs.health import health_lines
+from .outputs.health import health_lines, reloads_line
 from .outputs.jsonl import JsonLines
 from .outputs.logfmt import LogfmtFormatter
 from .reload import Reloader, load
@@ -34,6 +34,8 @@ __all__ = ["main"]
 
 logger = logging.getLogger(__name__)
 health_logger = logging.getLogger("trio_sd.health")
+
+MANAGERS = ("scrape", "notify")
 
 EXIT_UNUSABLE = 1
 EXIT_TIMEOUT = 2
@@ -88,7 +90,12 @@ def cli(log_level: str) -> None:
 @_CONFIG_ARGUMENT
 @click.argument("jobs", nargs=-1)
 @click.option(
-    "--timeout", callback=_duration, default="30s", show_default=True, help="How long to wait for slow providers."
+    "--timeout",
+    metavar="DURATION",
+    callback=_duration,
+    default="30s",
+    show_default=True,
+    help="How long to wait for slow providers.",
 )
 @click.option(
     "--format",
@@ -166,14 +173,18 @@ async def _check(path: str, jobs: tuple[str, ...], patience: float, format_: str
 @click.option("--watch-config", is_flag=True, help="Reload when the configuration's files change, too.")
 @click.option(
     "--state-file",
-    type=click.Path(dir_okay=False),
+    type=click.Path(dir_okay=False, readable=False),
     help="Keep what is shown over a restart in this file (and alertmanagers in FILE.notify).",
 )
 @click.option(
-    "--state-max-age", callback=_optional_duration, help="Restore nothing that was last known to be right before that."
+    "--state-max-age",
+    metavar="DURATION",
+    callback=_optional_duration,
+    help="Restore nothing that was last known to be right longer ago.",
 )
 @click.option(
     "--removal-delay",
+    metavar="DURATION",
     callback=_duration,
     default="0s",
     show_default=True,
@@ -192,7 +203,13 @@ def run(
     SIGHUP reloads the configuration; one that can't be used is refused, and the old one goes on. SIGUSR1 logs how
     every provider and subscriber fares. "jsonl" prints one update a line:
     {"revision": 7, "manager": "scrape", "sets": {JOB: {"updated": [...], "removed": [...]}}}.
-    The manager is "scrape" for scrape_configs, "notify" for alertmanagers.
+    The manager is "scrape" for scrape_configs, "notify" for alertmanagers. Lines have "stale": {JOB: UNIX TIME} for
+    jobs that show something from the state file which was not found out since.
+
+    \b
+    Exit status:
+      0  ended by SIGTERM or SIGINT, or nobody reads the output any more
+      1  the configuration or the command line can't be used, or the output can't be written
 
     \b
     Examples:
@@ -205,11 +222,8 @@ def run(
     if output != "none" and sys.stdout is None:
         # Its descriptor may be somebody else's by now.
         raise click.UsageError("stdout is closed, so there is nowhere to write to; use --output none")
-    if state_file is not None and os.path.realpath(state_file) == os.path.realpath(config):
-        # It would be set aside as a state file that can't be used.
-        raise click.UsageError("the state file and the configuration are the same file")
-    max_age = None if state_max_age is None else state_max_age.seconds
-    opening = _Opening(state_file, max_age, removal_delay.seconds)
+    opening = _Opening(state_file, None if state_max_age is None else state_max_age.seconds, removal_delay.seconds)
+    opening.check(config)
     trio.run(partial(_run, config, output=output, watch=watch_config, opening=opening))
 
 
@@ -227,9 +241,29 @@ class _Opening:
     state_max_age: float | None = None
     removal_delay: float = 0.0
 
+    def _state_path(self, name: str) -> str | None:
+        return self.state_file and (self.state_file if name == "scrape" else f"{self.state_file}.{name}")
+
+    def check(self, config: str) -> None:
+        """Refuse what can't be meant.
+
+        Raises:
+          click.UsageError: what is told.
+        """
+        if self.state_file is None:
+            if self.state_max_age is not None:
+                raise click.UsageError("--state-max-age is of no use without --state-file")
+            return
+        folder = os.path.dirname(os.path.abspath(self.state_file))
+        if not os.path.isdir(folder):
+            raise click.UsageError(f"there is no folder {folder} for the state file")
+        if os.path.realpath(config) in [os.path.realpath(str(self._state_path(name))) for name in MANAGERS]:
+            # It would be set aside as a state file that can't be used.
+            raise click.UsageError("the state file and the configuration are the same file")
+
     def open(self, name: str) -> AbstractAsyncContextManager[Manager]:
         """Open the manager of that name."""
-        state_path = self.state_file and (self.state_file if name == "scrape" else f"{self.state_file}.{name}")
+        state_path = self._state_path(name)
         return open_manager(
             name=name, removal_delay=self.removal_delay, state_path=state_path, state_max_age=self.state_max_age
         )
@@ -307,8 +341,8 @@ async def _serve(
             handler = _SignalHandler(outer.cancel_scope)
             outer.start_soon(handler.run, signals)
             async with (
-                opening.open("scrape") as scrape,
-                opening.open("notify") as notify,
+                opening.open(MANAGERS[0]) as scrape,
+                opening.open(MANAGERS[1]) as notify,
                 trio.open_nursery() as nursery,
             ):
                 reloader = Reloader(path, scrape=scrape, notify=notify)
@@ -340,6 +374,8 @@ class _SignalHandler:
                 if self._reloader is not None:  # otherwise the first load is still to come
                     self._reloader.request()
             elif number == signal.SIGUSR1:
+                if self._reloader is not None:
+                    health_logger.info("%s", reloads_line(self._reloader.statistics()))
                 for manager in self._managers:
                     for line in health_lines(manager.statistics(), trio.current_time()):
                         health_logger.info("%s", line)

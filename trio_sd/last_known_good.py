@@ -57,11 +57,13 @@ class LastKnownGood:
             if max_age is not None and age > max_age:
                 sets = ", ".join([set_name for set_name, numbers in state.sets.items() if number in numbers])
                 logger.warning(
-                    "manager %s: what %s had found for %s is not restored: last known to be right %.0f s ago",
+                    "manager %s: what %s had found for %s is not restored: last known to be right %.0f s ago, "
+                    "which is more than %g s",
                     self._manager,
                     provider.mechanism,
                     sets,
                     age,
+                    max_age,
                 )
                 continue
             names[number] = name = new_name(provider.mechanism)
@@ -74,9 +76,10 @@ class LastKnownGood:
         self._store.restore(sets_restored, found)
         self._restored = tuple(found)
         logger.info(
-            "manager %s: restored %d sets, %d targets, saved %.0f s ago; stale until their providers have found out",
+            "manager %s: restored %d of %d providers, %d targets, saved %.0f s ago; stale until they have found out",
             self._manager,
-            len(state.sets),
+            len(found),
+            len(state.providers),
             sum([len(group.targets) for groups, _, _ in found.values() for group in groups]),
             max(0.0, now - state.saved),
         )
@@ -107,23 +110,24 @@ class LastKnownGood:
         """Forget providers of other names."""
         self._identities = {name: identity for name, identity in self._identities.items() if name in names}
 
-    def state(self, is_synced: Callable[[str], bool]) -> State:
+    def state(self, known_right: Callable[[str], float | None]) -> State:
         """Return what is to be saved at this moment.
 
         Args:
-          is_synced: tells of a provider whether what it shows is right as far as it knows.
+          known_right: tells of a provider when what it shows was last known to be right, on Trio's clock; ``None`` if
+            nothing was ever heard of it.
         """
         now, clock = time.time(), trio.current_time()
         sets = self._store.arrangement()
         numbers: dict[str, int] = {}
         saved: list[SavedProvider] = []
         for name in dict.fromkeys([name for members in sets.values() for name in members]):
-            known_right = self._store.known_right(name)
-            if known_right is None:
-                continue  # nothing was ever heard of it
+            right_at = known_right(name)
+            if right_at is None:
+                continue
             known_good = self._store.stale_since(name)
             if known_good is None:
-                known_good = now if is_synced(name) else now - (clock - known_right)
+                known_good = now - (clock - right_at)
             numbers[name] = len(saved)
             saved.append(SavedProvider(*self._identities[name], known_good, self._store.found(name).values()))
         members = {s: tuple([numbers[n] for n in names if n in numbers]) for s, names in sets.items()}

@@ -18,7 +18,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import inf
-from types import MappingProxyType
 from typing import Literal
 
 import trio
@@ -209,7 +208,9 @@ class Manager:
                 provider = self._make_provider(name, config)
                 new.append(provider)
             self._providers[name] = provider
-        self._paused.intersection_update(self._providers)
+        for name in self._paused - self._providers.keys():
+            logger.warning("manager %s: provider %s, which was paused, is not configured any more", self.name, name)
+        self._paused &= self._providers.keys()
         now = trio.current_time()
         self._store.apply(self._sets, restarted=[p.name for p in new], deadline=now + self._warm_up)
         self._stuck = [provider for provider in self._stuck if provider.ending]
@@ -349,7 +350,8 @@ class Manager:
 
         What it has found stays shown. Returns when the discoverer has ended, or when the grace time is over; then it
         is named in the log and in the statistics, and not listened to any more. A provider stays paused over reloads
-        for as long as its configuration stays. Nobody waits for what is paused: it counts as synced, and a refresh
+        for as long as its configuration stays equal; one that a changed configuration makes is another provider, and
+        runs. Nobody waits for what is paused: it counts as synced, and a refresh
         passes it over. What left a set is shown for the whole warm-up time, though, where one that joined it is paused.
 
         Raises:
@@ -359,7 +361,7 @@ class Manager:
         Cancelled, it is paused all the same, only the end of its discoverer was not waited for.
         """
         self._check_open()
-        chosen = self._providers[provider]
+        chosen = self._provider(provider)
         self._paused.add(provider)
         chosen.pause()
         with trio.move_on_after(self._grace) as scope:
@@ -378,9 +380,16 @@ class Manager:
           KeyError: there is no provider of that name.
         """
         self._check_open()
-        self._providers[provider].resume()
+        self._provider(provider).resume()
         self._paused.discard(provider)
         await trio.lowlevel.checkpoint()
+
+    def _provider(self, name: str) -> Provider:
+        if name not in self._providers:
+            raise KeyError(
+                f"manager {self.name} has no provider {name}; it has: {', '.join(self._providers) or 'none'}"
+            )
+        return self._providers[name]
 
     def unsynced(self) -> tuple[str, ...]:
         """Return the names of the providers that :meth:`wait_synced` would wait for."""
@@ -417,7 +426,7 @@ class Manager:
             providers=tuple([p.statistics(tuple(sets_of[name])) for name, p in self._providers.items()]),
             subscriptions=tuple([subscription.statistics() for subscription in self._subscriptions]),
             stuck=self._stuck_names(),
-            resources=MappingProxyType(self._resources.statistics()),
+            resources=self._resources.statistics(),
             reloads=self._reloads,
             last_reload=self._last_reload,
             state_file=self._state_file.statistics() if self._state_file is not None else None,
@@ -427,9 +436,9 @@ class Manager:
         providers = (*self._stuck, *self._stopping, *self._providers.values())
         return tuple(dict.fromkeys([provider.name for provider in providers if provider.overdue(self._grace)]))
 
-    def _is_synced(self, name: str) -> bool:
+    def _known_right(self, name: str) -> float | None:
         provider = self._providers.get(name)
-        return provider is not None and provider.synced
+        return self._store.known_right(name) if provider is None else provider.known_right
 
     async def _keep_state(self, state_file: StateFile) -> None:
         """Keep the state file up to date, from the first configuration on: until then it is not ours to write."""
@@ -439,7 +448,7 @@ class Manager:
             self._subscriptions[subscription] = None
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._deliver, subscription, trio.Event())
-                await state_file.keep(subscription.updates, lambda: self._last_known_good.state(self._is_synced))
+                await state_file.keep(subscription.updates, lambda: self._last_known_good.state(self._known_right))
 
     async def _restore(self) -> None:
         if self._state_file is not None:
@@ -450,8 +459,7 @@ class Manager:
 
     async def _close(self) -> None:
         """Stop everything, and save the state for the last time."""
-        # As long as providers run, it is known which of them are synced.
-        state = self._last_known_good.state(self._is_synced) if self._state_file and self._applied.is_set() else None
+        state = self._last_known_good.state(self._known_right) if self._state_file and self._applied.is_set() else None
         self._closed = True
         for provider in self._providers.values():
             provider.stop()  # also wakes those who wait for it to settle
@@ -461,9 +469,11 @@ class Manager:
 
     async def _save_last_state(self, state_file: StateFile, state: State) -> None:
         with trio.move_on_after(_LAST_SAVE, shield=True) as scope:
-            await state_file.save(state)
+            if not await state_file.save(state):
+                error = state_file.statistics().last_error
+                logger.error("manager %s: the last state was not saved: %s", self.name, error)
         if scope.cancelled_caught:
-            logger.error("manager %s: the state was not saved within %g s in the end", self.name, _LAST_SAVE)
+            logger.error("manager %s: the last state was not saved within %g s", self.name, _LAST_SAVE)
 
     def _check_open(self) -> None:
         if self._closed:

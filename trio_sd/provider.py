@@ -67,7 +67,8 @@ class ProviderStatistics:
       state: ``starting`` until the first full set of this run; ``synced``; ``failing`` while the last attempt failed
         or the mechanism tells of errors; ``paused`` by :meth:`Manager.pause`; ``stopped`` once cancelled.
       last_attempt: when the discoverer was last started, or ``None``.
-      last_success: when it last sent something since it was last started by a reload, or ``None``.
+      last_success: when it last sent something, and told of no failure, since it was last started by a reload; or
+        ``None``.
       last_error: what last went wrong since then, as ``Type: message``, or ``None``.
       last_failure: when that was, or ``None``.
       failure_streak: attempts that failed since the last success.
@@ -77,8 +78,8 @@ class ProviderStatistics:
       restarts: how often it was run again after a failure since then.
       duplicates: groups lost because another one in the same update had the same source.
       age: seconds since everything that is shown of it was last known to be right: since its last report, or the one
-        before a part could not be read any more, be that in a run before a reload or in an earlier process. ``None``
-        if nothing was ever heard of it.
+        before a part could not be read any more, be that in a run before a reload or in an earlier process. 0 if its
+        discoverer has nothing more to say; ``None`` if nothing was ever heard of it.
       stale: whether something that is shown of it comes from the state file, and was not found out since.
       details: what the mechanism tells of itself.
     """
@@ -144,6 +145,7 @@ class Provider:
         if not paused:
             self._resumed.set()
         self._reports: ReportsStatistics | None = None  # the discoverer, if it tells of itself
+        self._done = False  # the discoverer has returned: what it sent stays true
         self._run: int | None = None  # the generation of the run under way
         self._told_to_end = 0.0  # when the run under way was
         self._last_attempt: float | None = None
@@ -233,10 +235,12 @@ class Provider:
                         self._quiet.set()
                         await self._resumed.wait()
                     with trio.CancelScope() as self._round:
-                        if await self._attempt():
-                            await trio.sleep_forever()  # it has nothing more to say, and stays true
+                        self._done = await self._attempt()
+                        if self._done:
+                            await trio.sleep_forever()
                         await trio.sleep(self._backoff.pause(self._backoff_streak, self._rng.random()))
                         self._restarts += 1
+                    self._done = False
                     self._store.begin_run(self.name)
         finally:
             self.stopped.set()
@@ -277,7 +281,8 @@ class Provider:
         failing = self._reports is not None and bool(self._details().errors)
         duplicates = self._store.report(self.name, groups, now=now, failing=failing).duplicates
         self._updates += 1
-        self._last_success = now
+        if not failing:
+            self._last_success = now
         self._failure_streak = 0
         if duplicates:
             if not self._duplicates:
@@ -304,14 +309,14 @@ class Provider:
         logger.warning("provider %s failed: %s", self.name, self._last_error, exc_info=error)
 
     @property
-    def synced(self) -> bool:
-        """Whether what is shown of it is right as far as it knows."""
-        return self._state(self._details()) == "synced"
+    def known_right(self) -> float | None:
+        """When everything that is shown of it was last known to be right, on Trio's clock; ``None`` if never."""
+        return trio.current_time() if self._done else self._store.known_right(self.name)
 
     def statistics(self, sets: tuple[str, ...]) -> ProviderStatistics:
         """Return how the provider fares at this moment; ``sets`` are those that it feeds."""
         groups, targets = self._store.counts(self.name)
-        known_right = self._store.known_right(self.name)
+        known_right = self.known_right
         details = self._details()
         return ProviderStatistics(
             name=self.name,

@@ -184,6 +184,8 @@ def decode(file: BinaryIO, manager: str) -> State:
 
 
 def _decode(first: bytes, lines: Iterable[bytes], manager: str) -> State:
+    if not first.endswith(b"\n"):
+        raise StateError("it is cut off")
     header = json.loads(first)
     if header["version"] != _VERSION:
         raise StateError(f"it has version {header['version']!r} of the format; this trio-sd reads {_VERSION}")
@@ -193,10 +195,13 @@ def _decode(first: bytes, lines: Iterable[bytes], manager: str) -> State:
     providers: list[SavedProvider] = []
     groups: list[TargetGroup] = []
     due = 0  # groups that must follow
-    line = b""
+    last = b""
     for line in lines:
+        if not line.endswith(b"\n"):
+            break
         content = json.loads(line)
         if "sha256" in content:
+            last = line
             break
         digest.update(line)
         if due:
@@ -206,9 +211,9 @@ def _decode(first: bytes, lines: Iterable[bytes], manager: str) -> State:
             due, groups = _checked(content["groups"], int), []
             mechanism, known_good = _checked(content["mechanism"], str), _moment(content["known_good"])
             providers.append(SavedProvider(mechanism, _text_or_none(content["fingerprint"]), known_good, groups))
-    else:
+    if not last:
         raise StateError("it is cut off")
-    if json.loads(line) != {"sha256": digest.hexdigest()} or due or next(iter(lines), None) is not None:
+    if json.loads(last) != {"sha256": digest.hexdigest()} or due or next(iter(lines), None) is not None:
         raise StateError("it is damaged: its content and its digest differ")
     sets = {name: tuple(_checked(members, list)) for name, members in header["sets"].items()}
     for number in (number for members in sets.values() for number in members):

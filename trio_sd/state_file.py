@@ -87,6 +87,8 @@ class StateFile:
         self._refresh = refresh
         self._thread = trio.CapacityLimiter(1)
         self._unread = False  # it may hold something good, which is not to be written over
+        self._written: tuple[int, int] | None = None  # the file that was written last
+        self._shared = False  # told that somebody else writes it, too
         self._cpu = 0.0  # seconds that the last write took of a core
         self._saves = 0
         self._failures = 0
@@ -184,6 +186,7 @@ class StateFile:
         if self._unread and os.path.isfile(path):
             logger.warning("state file %s could not be read. %s", path, self._set_aside())
             self._unread = False
+        self._look_for_another_writer(path)
         new = f"{path}.new"
         with open(_open_locked(new), "wb") as file:
             try:
@@ -192,6 +195,7 @@ class StateFile:
                 file.flush()
                 os.fsync(file.fileno())
                 os.replace(new, path)
+                self._written = _identity(os.fstat(file.fileno()))
             except OSError:
                 with suppress(OSError):
                     os.unlink(new)
@@ -203,9 +207,20 @@ class StateFile:
             os.close(directory)
         self._cpu = time.thread_time() - began
 
+    def _look_for_another_writer(self, path: str) -> None:
+        """Tell if the file is not the one that was written last: two that take turns lose each other's state."""
+        with suppress(OSError):
+            if self._written not in (None, _identity(os.stat(path))) and not self._shared:
+                self._shared = True
+                logger.error("state file %s is written by somebody else, too: each needs a file of its own", path)
+
     def statistics(self) -> StateFileStatistics:
         """Return how the file fares, at this moment."""
         return StateFileStatistics(self._path, self._saves, self._failures, self._last_saved, self._last_error)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_ino, status.st_mtime_ns
 
 
 def _reason(error: BaseException) -> str:

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 from ..manager import ManagerStatistics
 from ..provider import ProviderStatistics
 from ..subscription import SubscriptionStatistics
 
-__all__ = ["age", "health_lines"]
+__all__ = ["Reloads", "age", "health_lines", "reloads_line"]
+
+
+class Reloads(Protocol):
+    """How reloads went."""
+
+    @property
+    def succeeded(self) -> int:
+        """Configurations put in force."""
+
+    @property
+    def failed(self) -> int:
+        """Configurations refused."""
+
+    @property
+    def last_error(self) -> str | None:
+        """Why the last one was refused, if it was."""
 
 
 def age(seconds: float) -> str:
@@ -17,6 +34,12 @@ def age(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds / length:.0f}{unit}"
     return f"{seconds:.0f}s"
+
+
+def reloads_line(reloads: Reloads) -> str:
+    """Return how reloads went."""
+    refused = f": the last one was refused: {reloads.last_error}" if reloads.last_error else ""
+    return f"configurations: {reloads.succeeded} put in force, {reloads.failed} refused{refused}"
 
 
 def health_lines(statistics: ManagerStatistics, now: float) -> Iterator[str]:

@@ -1,11 +1,11 @@
-"""Log lines as ``key=value`` pairs, as Prometheus writes them."""
+"""Log lines: as ``key=value`` pairs, as Prometheus writes them, and for a picture on a terminal."""
 
 from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime
 
-__all__ = ["LogfmtFormatter"]
+__all__ = ["BriefFormatter", "LogfmtFormatter"]
 
 
 def _quote(text: str) -> str:
@@ -28,3 +28,12 @@ class LogfmtFormatter(logging.Formatter):
         if record.exc_info and logging.getLogger(record.name).isEnabledFor(logging.DEBUG):
             line += f" traceback={_quote(self.formatException(record.exc_info))}"
         return line
+
+
+class BriefFormatter(logging.Formatter):
+    """``12:34:56 WARNING message``, for where there is little room."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as one line."""
+        time = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S")
+        return f"{time} {record.levelname} {record.getMessage()}".replace("\n", " ")

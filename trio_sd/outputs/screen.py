@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Protocol
 
 import trio
 from rich.console import Group, RenderableType
@@ -23,12 +22,15 @@ from rich.text import Text
 from ..manager import Manager, ManagerStatistics
 from ..store import Update
 from .descriptor import write
+from .health import Reloads
+from .logfmt import BriefFormatter
 from .table import Event, addresses, events_table, printable, providers_table, render, targets_table
 
-__all__ = ["Reloads", "Screen"]
+__all__ = ["Screen"]
 
 _FRESH = 5.0  # seconds for which a change is marked
-_LOG_LINES = 5
+_LOG_LINES = 5  # that have room in any case
+_LAST_LOG_LINES = 50  # that are left on the normal screen
 _FARAWAY = 200  # lines of a picture that is not on a terminal
 _UNLIMITED = 10_000  # columns of it
 _WIDE = 120  # columns from which on more is told of providers
@@ -37,22 +39,6 @@ _PATIENCE = 0.5  # seconds for the last picture
 _ENTER = b"\x1b[?1049h\x1b[?25l"  # alternate screen, no cursor
 _LEAVE = b"\x1b[?25h\x1b[?1049l"
 _HOME, _END_OF_LINE, _END_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
-
-
-class Reloads(Protocol):
-    """How reloads went, as far as the picture tells it."""
-
-    @property
-    def succeeded(self) -> int:
-        """Configurations put in force."""
-
-    @property
-    def failed(self) -> int:
-        """Configurations refused."""
-
-    @property
-    def last_error(self) -> str | None:
-        """Why the last one was refused, if it was."""
 
 
 class Screen:
@@ -74,7 +60,7 @@ class Screen:
         self._caption = ""
         self._events: deque[Event] = deque(maxlen=500)
         self._changed: dict[tuple[str, str], float] = {}
-        self._log: deque[str] = deque(maxlen=_LOG_LINES)
+        self._log: deque[str] = deque(maxlen=_LAST_LOG_LINES)
         self._set_dirty, self._dirty = trio.open_memory_channel[None](1)
 
     def caption(self, text: str) -> None:
@@ -129,7 +115,7 @@ class Screen:
             yield
             return
         handler = _LogLines(self._log, self._redraw_soon)
-        handler.setFormatter(before[0].formatter)
+        handler.setFormatter(BriefFormatter())
         root.handlers[:] = [handler]
         try:
             yield
@@ -155,22 +141,28 @@ class Screen:
         finally:
             # Shielded, because the terminal must not be left as it is; bounded, because it may be held.
             with trio.move_on_after(_PATIENCE, shield=True), suppress(OSError):
-                await write(self._fd, _LEAVE + "".join(f"{line}\r\n" for line in self._lines()).encode())
+                left = [*self._lines(log=False), *map(printable, self._log)]
+                await write(self._fd, _LEAVE + "".join(f"{line}\r\n" for line in left).encode())
 
-    def _lines(self) -> list[str]:
-        """Return the lines of a picture that fits the terminal, the last of them left free for the cursor."""
+    def _lines(self, *, log: bool = True) -> list[str]:
+        """Return the lines of a picture that fits the terminal, the last of them left free for the cursor.
+
+        What was logged last is below it, if ``log``: some lines in any case, and more where there is room.
+        """
         size = os.get_terminal_size(self._fd)
         width, height = max(20, size.columns or 80), size.lines or 24  # a terminal may not know its size
-        text = render(self.picture(height - len(self._log), wide=width >= _WIDE), width=width, terminal=True)
-        log = [printable(line)[:width] for line in self._log]
-        return [*text.splitlines()[: max(1, height - 1 - len(log))], *log]
+        logged = [printable(line)[:width] for line in self._log] if log else []
+        least = min(len(logged), _LOG_LINES)
+        text = render(self.picture(height - least, wide=width >= _WIDE), width=width, terminal=True)
+        lines = text.splitlines()[: max(1, height - 1 - least)]
+        return [*lines, *logged[-max(least, height - 1 - len(lines)) :]]
 
     def picture(self, height: int, *, wide: bool = False) -> RenderableType:
         """Return what to draw at this moment, in about ``height`` lines: all targets, or the latest changes."""
         now = trio.current_time()
         statistics = [manager.statistics() for manager in self._managers]
         total = sum(one_set.targets for one in statistics for one_set in one.sets)
-        above = [self._headline(statistics, total), *self._notices(), self._subscribers(statistics)]
+        above = [self._headline(statistics, total), *self._notices(statistics), self._subscribers(statistics)]
         room = height - len(above) - 5  # two headings, two empty lines, one for the cursor
         lower: list[RenderableType]
         providers = providers_table(statistics, now, rows=max(3, room // 3), wide=wide)
@@ -203,8 +195,13 @@ class Screen:
         text = printable(f"subscribers: {'; '.join(told) or 'none'}")
         return Text(text, style="dim", no_wrap=True, overflow="ellipsis")
 
-    def _notices(self) -> list[Text]:
-        notices = [(self._reloads().last_error, "bold red"), (self._caption, "bold yellow")]
+    def _notices(self, statistics: Sequence[ManagerStatistics]) -> list[Text]:
+        files = [one.state_file for one in statistics if one.state_file is not None and one.state_file.last_error]
+        notices = [
+            (self._reloads().last_error, "bold red"),
+            *[(f"state file {file.path}: {file.last_error}", "bold red") for file in files],
+            (self._caption, "bold yellow"),
+        ]
         return [
             Text(printable(text), style=style, no_wrap=True, overflow="ellipsis") for text, style in notices if text
         ]
