@@ -390,7 +390,12 @@ def run(*, quick: bool) -> list[Row]:
         rows.append(Row(PROMETHEUS, "not installed (apt install prometheus)"))
     elif INSTANCES.exists():
         # Prometheus takes one for each configuration of files. Where there is none left, a provider gives up.
-        rows.append(Row("inotify instances that a user may have, on this machine", INSTANCES.read_text().strip()))
+        rows.append(
+            Row(
+                "inotify instances that a user may have here; Prometheus takes one a file, and two as it reloads",
+                INSTANCES.read_text().strip(),
+            )
+        )
     for per_job in (1,) if quick else (1, 2):
         rows += measure(per_job, rounds=2 if quick else 10)
     return rows

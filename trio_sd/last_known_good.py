@@ -75,6 +75,8 @@ class LastKnownGood:
         }
         self._store.restore(sets_restored, found)
         self._restored = tuple(found)
+        if not state.providers:
+            return
         logger.info(
             "manager %s: restored %d of %d providers, %d targets, saved %.0f s ago; stale until they have found out",
             self._manager,
