@@ -114,7 +114,10 @@ class StateFile:
                 decode, io.BytesIO(content), self._manager, abandon_on_cancel=True, limiter=self._thread
             )
         except StateError as error:
-            done = await trio.to_thread.run_sync(self._set_aside, abandon_on_cancel=True, limiter=self._thread)
+            try:
+                done = await trio.to_thread.run_sync(self._set_aside, abandon_on_cancel=True, limiter=self._thread)
+            except _TROUBLE as trouble:
+                done = f"It can't be set aside, {trouble}, and will be written over"
             logger.error("state file %s can't be used, %s; beginning without it. %s", self._path, error, done)
         except (*_TROUBLE, trio.TooSlowError) as error:
             self._unread = True
