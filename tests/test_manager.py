@@ -709,6 +709,25 @@ async def test_wait_synced_waits_for_the_providers_of_a_reload_in_between(autoju
         assert synced_at == [2]
 
 
+@pytest.mark.parametrize("after", [{"s": []}, {}])
+async def test_wait_synced_of_a_set_does_not_wait_for_what_a_reload_took_out_of_it(
+    after: dict[str, Any], autojump_clock: MockClock
+) -> None:
+    moved = FakeDiscoverer("moved")
+    async with open_manager({"s": [moved.config]}) as manager, trio.open_nursery() as nursery:
+
+        async def reload() -> None:
+            await manager.apply_config({**after, "t": [moved.config]}, restart="changed")
+
+        nursery.start_soon(reload)
+        with trio.fail_after(60):
+            if after:
+                await manager.wait_synced("s")
+            else:
+                with pytest.raises(KeyError):
+                    await manager.wait_synced("s")
+
+
 async def test_wait_synced_and_refresh_of_unknown_sets(autojump_clock: MockClock) -> None:
     fake = FakeDiscoverer("f")
     async with open_manager({"s": [fake.config]}) as manager, trio.open_nursery() as nursery:

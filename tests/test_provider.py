@@ -713,12 +713,16 @@ async def test_refresh_of_a_stopped_provider_does_nothing(autojump_clock: MockCl
 async def test_who_waits_for_it_to_settle_is_not_forgotten_by_a_refresh(autojump_clock: MockClock) -> None:
     config = Scripted((idle, sends("x")))
     async with running(config) as stage:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(stage.provider.wait_settled)
-            await wait_all_tasks_blocked()
-            stage.provider.refresh()
-            with trio.fail_after(1):
+
+        async def wait() -> None:
+            while not stage.provider.settled:
                 await stage.provider.wait_settled()
+
+        with trio.fail_after(1):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait)
+                await wait_all_tasks_blocked()
+                stage.provider.refresh()
         assert stage.state == "synced"
 
 

@@ -217,6 +217,8 @@ class Manager:
         for provider in old.values():
             provider.stop()
             self._stopping.append(provider)
+        for provider in self._providers.values():
+            provider.wake_waiting()  # it may run on in other sets
         self._reloads += 1
         self._last_reload = now
         self._applied.set()
@@ -328,8 +330,10 @@ class Manager:
             unsettled = [p for p in self._chosen(set_name) if not p.settled]
             if not unsettled:
                 return
+            reloads = self._reloads
             for provider in unsettled:
-                await provider.wait_settled()
+                if reloads == self._reloads:  # otherwise there may be others to wait for
+                    await provider.wait_settled()
 
     async def refresh(self, set_name: str | None = None) -> None:
         """Have every provider (of a set, if named) look again now, and wait until each has reported.

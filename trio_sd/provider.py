@@ -171,7 +171,7 @@ class Provider:
         """
         if not self.paused and not self._scope.cancel_called:
             self._outdate()
-            self._settled.set()  # wakes those who wait, to wait for the new run
+            self.wake_waiting()
             self._settled = trio.Event()
             self._round.cancel()
 
@@ -221,9 +221,14 @@ class Provider:
         return self.paused or self._settled.is_set()
 
     async def wait_settled(self) -> None:
-        """Wait until :attr:`settled`; a refresh meanwhile makes this wait for the new run."""
-        while not self.settled:
-            await self._settled.wait()
+        """Wait until :attr:`settled`, or until those who wait are to look anew what they have to wait for."""
+        await self._settled.wait()
+
+    def wake_waiting(self) -> None:
+        """Have those who wait until it is settled look anew what they have to wait for."""
+        if not self._settled.is_set():
+            self._settled.set()
+            self._settled = trio.Event()
 
     async def run(self) -> None:
         """Run until stopped. Raises nothing that a discoverer raised."""
