@@ -12,24 +12,23 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_sd.discoverer import DiscovererConfig, DiscovererOptions, DiscovererStatistics
+from trio_sd.discoverer import DiscovererConfig, DiscovererOptions
 from trio_sd.discovery.file import FileSDConfig
 from trio_sd.discovery.static import StaticConfig
 from trio_sd.discovery.zookeeper.config import NerveSDConfig
 from trio_sd.discovery.zookeeper.ensemble import DigestAuth
 from trio_sd.manager import Manager, open_manager
 from trio_sd.outputs.jsonl import encode_update
-from trio_sd.provider import ProviderStatistics
 from trio_sd.secrets import Secret
 from trio_sd.state import SavedProvider, State, decode, encode, fingerprint
 from trio_sd.state_file import StateFile
@@ -38,31 +37,7 @@ from trio_sd.subscription import Throttle
 from trio_sd.targets import TargetGroup
 from trio_sd.testing import FakeDiscoverer, group
 
-AT_ONCE: Final = Throttle(0, 0)
-PATIENCE: Final = 20.0
-
-
-def synced(name: str, *sources: str, linger: float = 0.0) -> FakeDiscoverer:
-    """Return a fake whose every run sends these sources first; its own name if none is given."""
-    return FakeDiscoverer(name, first=[group(source, "1") for source in sources or (name,)], linger=linger)
-
-
-def sources(state: Mapping[str, Sequence[TargetGroup]], set_name: str = "web") -> list[str]:
-    return [found.source for found in state[set_name]]
-
-
-def of(manager: Manager, name: str = "fake/0") -> ProviderStatistics:
-    (found,) = [one for one in manager.statistics().providers if one.name == name]
-    return found
-
-
-async def until(updates: trio.MemoryReceiveChannel[Update], holds: Callable[[Update], bool]) -> Update:
-    """Return the first update of which something holds."""
-    with trio.fail_after(PATIENCE):
-        async for update in updates:
-            if holds(update):
-                return update
-    raise AssertionError("the updates ended")
+from .managing import AT_ONCE, PATIENCE, Telling, of, sources, synced, until
 
 
 @pytest.fixture
@@ -261,17 +236,6 @@ async def test_a_clock_that_went_back_makes_nothing_too_old(path: Path) -> None:
         assert of(manager).stale
         await fake.send(group("p", "1"))
         assert manager.snapshot().stale == {}
-
-
-class Telling(FakeDiscoverer):
-    """Tells of errors."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.errors: tuple[str, ...] = ()
-
-    def statistics(self) -> DiscovererStatistics:
-        return DiscovererStatistics(errors=self.errors)
 
 
 async def test_what_is_taken_from_what_was_restored_confirms_nothing_while_something_fails(path: Path) -> None:
@@ -507,24 +471,38 @@ async def test_the_last_write_is_the_last_one(path: Path, monkeypatch: pytest.Mo
         assert not left, "nothing is written after the end"
 
 
+class Saved:
+    """Takes what would be written to the disk, on a clock that jumps; fails as often as it is told to.
+
+    Args:
+      failures: so many writes fail.
+      seconds: so long each takes, and so much of a core.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, failures: int = 0, seconds: float = 0.0) -> None:
+        self.states: list[State] = []
+        self.times: list[float] = []
+
+        async def save(file: StateFile, state: State) -> bool:
+            self.times.append(trio.current_time())
+            self.states.append(state)
+            file._cpu = seconds
+            await trio.sleep(seconds)
+            return len(self.states) > failures
+
+        async def read(file: StateFile) -> None:
+            await trio.lowlevel.checkpoint()
+
+        monkeypatch.setattr(StateFile, "save", save)
+        monkeypatch.setattr(StateFile, "read", read)
+
+
 @pytest.mark.parametrize(("duration", "expected"), [(0.0, (20, 30)), (0.05, (20, 30)), (1.0, (5, 6))])
 async def test_the_file_is_written_at_a_bounded_pace(
     path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock, duration: float, expected: tuple[int, int]
 ) -> None:
     """How often in 100 seconds of constant change, and how soon after a change when all was quiet."""
-    begun: list[float] = []
-
-    async def save(file: StateFile, state: State) -> bool:
-        begun.append(trio.current_time())
-        file._cpu = duration
-        await trio.sleep(duration)
-        return True
-
-    async def read(file: StateFile) -> None:
-        await trio.lowlevel.checkpoint()
-
-    monkeypatch.setattr(StateFile, "save", save)
-    monkeypatch.setattr(StateFile, "read", read)
+    begun = Saved(monkeypatch, seconds=duration).times
     fake = FakeDiscoverer("a")
     async with open_manager({"web": [fake.config]}, state_path=path):
         for number in range(1_000):
@@ -617,18 +595,7 @@ async def test_without_sets_nothing_of_what_was_restored_is_shown(path: Path) ->
 async def test_where_an_age_matters_the_file_is_written_though_nothing_changes(
     path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    begun: list[float] = []
-
-    async def save(file: StateFile, state: State) -> bool:
-        begun.append(trio.current_time())
-        await trio.lowlevel.checkpoint()
-        return True
-
-    async def read(file: StateFile) -> None:
-        await trio.lowlevel.checkpoint()
-
-    monkeypatch.setattr(StateFile, "save", save)
-    monkeypatch.setattr(StateFile, "read", read)
+    begun = Saved(monkeypatch).times
     fake = synced("a")
     async with open_manager({"web": [fake.config]}, state_path=path, state_max_age=1_000) as manager:
         await manager.wait_synced()
@@ -661,41 +628,13 @@ async def test_a_thread_that_can_not_be_started_disturbs_nothing(
 async def test_no_old_state_is_held_while_nothing_changes(
     path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    async def save(file: StateFile, state: State) -> bool:
-        await trio.lowlevel.checkpoint()
-        return True
-
-    async def read(file: StateFile) -> None:
-        await trio.lowlevel.checkpoint()
-
-    monkeypatch.setattr(StateFile, "save", save)
-    monkeypatch.setattr(StateFile, "read", read)
+    Saved(monkeypatch)
     fake = FakeDiscoverer("a")
     async with open_manager({"web": [fake.config]}, state_path=path):
         await fake.send(group("p", "1"))
         await trio.sleep(100)
         gc.collect()
         assert not [one for one in gc.get_objects() if type(one) is Update]
-
-
-class Saved:
-    """Takes what would be written to the disk, on a clock that jumps; fails as often as it is told to."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, failures: int = 0) -> None:
-        self.states: list[State] = []
-        self.times: list[float] = []
-
-        async def save(file: StateFile, state: State) -> bool:
-            self.times.append(trio.current_time())
-            self.states.append(state)
-            await trio.lowlevel.checkpoint()
-            return len(self.states) > failures
-
-        async def read(file: StateFile) -> None:
-            await trio.lowlevel.checkpoint()
-
-        monkeypatch.setattr(StateFile, "save", save)
-        monkeypatch.setattr(StateFile, "read", read)
 
 
 async def test_what_was_last_heard_of_long_ago_is_saved_as_that_old(
