@@ -318,7 +318,7 @@ async def test_sigusr1_logs_how_everything_fares(tmp_path: Path) -> None:
         assert "failing" in (line := await process.logged("provider file/0 of web"))
         assert "nothing heard of it yet" in line
         assert "x.json:1:2" in line
-        assert "synced, 1 groups, 1 targets, last word 0s ago, 1 updates" in await process.logged("provider static/1")
+        assert "synced, 1 groups, 1 targets, right as of 0s ago, 1 updates" in await process.logged("provider static/1")
         assert "delivered, 0 skipped, lag 0" in await process.logged("subscription jsonl")
         await process.logged("manager notify")
         process.signal(signal.SIGTERM)
@@ -369,8 +369,10 @@ def test_state_files_that_can_not_be_meant_are_refused(tmp_path: Path, options: 
     assert config.read_text() == STATIC
 
 
-def test_the_configuration_is_not_taken_for_the_state_file_of_alertmanagers(tmp_path: Path) -> None:
-    config = write(tmp_path / "p.notify", STATIC)
+@pytest.mark.parametrize("name", ["p.notify", "p.new", "p.notify.new"])
+def test_the_configuration_is_not_taken_for_what_is_beside_a_state_file(tmp_path: Path, name: str) -> None:
+    config = tmp_path / name
+    config.write_text(STATIC)
     assert "same file" in run_command("run", config, "--state-file", tmp_path / "p").stderr
     assert config.read_text() == STATIC
 

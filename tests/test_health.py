@@ -98,7 +98,7 @@ def test_there_is_a_line_for_each() -> None:
     assert lines() == [
         "manager scrape: revision 7, 1 sets, 5 targets, 1 configurations applied, last 2m ago",
         "set web: 2 groups, 5 targets",
-        f"provider file/0 of web, db: synced, 2 groups, 5 targets, last word 30s ago, {UPDATES}",
+        f"provider file/0 of web, db: synced, 2 groups, 5 targets, right as of 30s ago, {UPDATES}",
         "subscription table: 4 delivered, 1 skipped, lag 0",
     ]
 
@@ -109,7 +109,7 @@ def test_there_is_a_line_for_each() -> None:
         ({"age": None}, "nothing heard of it yet"),
         ({"last_attempt": None, "state": "paused"}, "last attempt never"),
         ({"last_success": None}, "last success never"),
-        ({"stale": True, "age": 7_200.0}, "last word 2h ago"),
+        ({"stale": True, "age": 7_200.0}, "right as of 2h ago"),
         ({"stale": True}, "what is shown comes from the state file"),
         ({"failure_streak": 3}, "3 failures in a row"),
         ({"last_error": "ValueError: oops", "last_failure": 95.0}, "last error 5s ago: ValueError: oops"),

@@ -555,3 +555,43 @@ async def test_a_run_that_does_not_end_is_named_however_often_it_is_told_to(auto
             with trio.move_on_after(2):
                 await manager.refresh()
         assert manager.statistics().stuck == ("fake/0",)
+
+
+class OneShot(Telling):
+    """Takes what it can't read from what is known, tells so, and returns."""
+
+    async def run(self, updates: trio.MemorySendChannel[Sequence[TargetGroup]]) -> None:
+        assert self.options is not None
+        known = tuple(self.options.last_known().values())
+        await updates.send(known or (group("p", "1"),))
+        self.errors = ("p can't be read",) if known else ()
+
+
+async def test_what_returns_with_an_error_is_not_right_for_ever(autojump_clock: MockClock) -> None:
+    fake = OneShot("a")
+    async with open_manager({"web": [fake.config]}) as manager:
+        await manager.wait_synced()
+        await trio.sleep(100)
+        assert of(manager).age == 0, "it has said all that there is to say"
+        await manager.refresh()
+        await trio.sleep(5)
+        assert (of(manager).state, of(manager).age) == ("failing", 5), "until the refresh it was right"
+
+
+@pytest.mark.parametrize("what", ["reload", "refresh", "pause"])
+async def test_what_was_right_until_now_does_not_grow_old_at_once(what: str, autojump_clock: MockClock) -> None:
+    fake = FakeDiscoverer("a")
+    async with open_manager({"web": [fake.config]}) as manager:
+        await fake.send(group("p", "1"))
+        await fake.finish()
+        await trio.sleep(100)
+        assert of(manager).age == 0
+        if what == "pause":
+            await manager.pause("fake/0")
+        elif what == "reload":
+            await manager.apply_config({"web": [fake.config]})
+        else:
+            with trio.move_on_after(0):
+                await manager.refresh()
+        await trio.sleep(7)
+        assert of(manager).age == pytest.approx(7)

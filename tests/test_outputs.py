@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from rich.cells import cell_len
 
 from trio_sd.manager import open_manager
 from trio_sd.outputs.check import check_document, check_rows, checked_targets
@@ -245,3 +246,20 @@ def test_a_log_that_goes_to_a_file_goes_there(tmp_path: Path) -> None:
             process.wait()
             os.close(controller)
     assert "is in force" in log.read_text()
+
+
+@pytest.mark.parametrize("size", [(40, 1), (40, 3), (40, 5), (60, 24)])
+async def test_a_picture_with_log_lines_fits_the_terminal(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size(size))
+    async with open_manager({"s": []}) as manager:
+        screen = Screen("p.yml", [manager], lambda: reloads(None))
+        for number in range(30):
+            screen._log.append(f"12:00:00 WARNING {number} 漢字 {'x' * 60}")
+        lines = screen._lines()
+        assert len(lines) <= max(1, size[1] - 1)
+        assert all(cell_len(line) <= size[0] for line in lines if "WARNING" in line)
+        if size[1] >= 5:
+            assert "29" in lines[-1], "the newest is the last"
+        assert not [line for line in screen._lines(log=False) if "WARNING" in line]

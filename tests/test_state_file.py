@@ -541,3 +541,32 @@ async def test_somebody_else_who_writes_the_same_file_is_told_once(
         assert await two.save(a_state(number))
         assert await one.save(a_state(number))
     assert [record.getMessage().count("is written by somebody else, too") for record in caplog.records] == [1, 1]
+
+
+async def test_it_is_its_owners_alone_whoever_has_made_the_file_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    (tmp_path / "state.new").touch()
+    (tmp_path / "state.new").chmod(0o666)
+    assert await StateFile(path, MANAGER).save(a_state())
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+async def test_a_write_that_fails_is_followed_by_a_rest_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(fd: int) -> None:
+        began = time.thread_time()
+        while time.thread_time() - began < 0.02:
+            pass
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    file = StateFile(tmp_path / "state", MANAGER)
+    assert not await file.save(a_state())
+    assert file._cpu >= 0.02
+
+
+async def test_a_directory_is_left_alone_and_not_left_open(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        assert await StateFile(tmp_path, MANAGER).read() is None
+    assert len(os.listdir("/proc/self/fd")) <= before + 2, "Trio's thread may have come"
+    assert "not a regular file" in caplog.text

@@ -961,3 +961,37 @@ def test_the_store_agrees_with_a_model_of_plain_dicts(sequence: list[tuple[str, 
         follower.read(give=True)
     for snapshot, expected in kept:
         assert dict(snapshot) == expected, "a snapshot taken earlier never changes"
+
+
+# --- the age of what is shown ---
+
+
+def restored_store(*groups: TargetGroup) -> TargetStore:
+    """Return a store with what an earlier process has found, which was right at 7, and now its provider runs."""
+    store = TargetStore()
+    store.restore({"s": ["p"]}, {"p": (groups, 1_007.0, 7.0)})
+    store.apply({"s": ["p"]}, restarted=["p"], deadline=10_000.0)
+    return store
+
+
+def test_what_is_confirmed_piece_by_piece_is_as_old_as_the_first_piece() -> None:
+    s, u = group("s", "1"), group("u", "1")
+    store = restored_store(s, u)
+    known = store.last_known("p")
+    store.report("p", [group("s", "1"), known["u"]], now=1_000, failing=True)
+    assert (store.known_right("p"), store.stale_since("p")) == (7, 1_007)
+    store.report("p", [group("u", "1")], now=5_000, failing=True)
+    assert (store.known_right("p"), store.stale_since("p")) == (1_000, None), "the first may be unreadable by now"
+    store.report("p", [], now=6_000)
+    assert store.known_right("p") == 6_000
+
+
+def test_who_had_nothing_and_shows_what_it_was_lent_is_as_old_as_that() -> None:
+    store = TargetStore()
+    store.restore({"s": ["old"]}, {"old": ((group("x", "1"),), 1_007.0, 7.0)})
+    store.apply({"s": ["old"], "t": ["p"]}, restarted=["p"], deadline=10_000.0)
+    store.report("p", [], now=500)
+    store.apply({"s": ["p"], "t": ["p"]}, restarted=["p"], deadline=10_000.0)
+    store.report("p", [store.last_known("p")["x"]], now=600, failing=True)
+    assert (store.known_right("p"), store.stale_since("p")) == (7, 1_007)
+    assert store.snapshot().stale == {"s": 1_007, "t": 1_007}

@@ -218,6 +218,7 @@ def run(
       trio-sd run prometheus.yml --output none --watch-config
       trio-sd run prometheus.yml --state-file /var/lib/trio-sd/state --state-max-age 1d --removal-delay 30s
     """
+    _ignore_what_asks_for_something()
     output = output or _table_or("jsonl")
     if output != "none" and sys.stdout is None:
         # Its descriptor may be somebody else's by now.
@@ -257,8 +258,9 @@ class _Opening:
         folder = os.path.dirname(os.path.abspath(self.state_file))
         if not os.path.isdir(folder):
             raise click.UsageError(f"there is no folder {folder} for the state file")
-        if os.path.realpath(config) in [os.path.realpath(str(self._state_path(name))) for name in MANAGERS]:
-            # It would be set aside as a state file that can't be used.
+        paths = [f"{self._state_path(name)}{suffix}" for name in MANAGERS for suffix in ("", ".new")]
+        if os.path.realpath(config) in map(os.path.realpath, paths):
+            # It would be set aside as a state file that can't be used, or written over.
             raise click.UsageError("the state file and the configuration are the same file")
 
     def open(self, name: str) -> AbstractAsyncContextManager[Manager]:
@@ -302,6 +304,7 @@ def demo() -> None:
     Writes a small configuration and a few target files, changes them while it runs, reloads by SIGHUP, and shows the
     table of targets change. Needs nothing and leaves nothing.
     """
+    _ignore_what_asks_for_something()
     trio.run(_demo)
 
 
@@ -354,6 +357,12 @@ async def _serve(
                 await body((scrape, notify), reloader, nursery)
                 nursery.cancel_scope.cancel()
             outer.cancel_scope.cancel()
+
+
+def _ignore_what_asks_for_something() -> None:
+    """Let SIGHUP and SIGUSR1 do nothing where they are not caught yet, or no more: by default they end the process."""
+    for number in signal.SIGHUP, signal.SIGUSR1:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _SignalHandler:

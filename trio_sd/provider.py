@@ -79,7 +79,7 @@ class ProviderStatistics:
       duplicates: groups lost because another one in the same update had the same source.
       age: seconds since everything that is shown of it was last known to be right: since its last report, or the one
         before a part could not be read any more, be that in a run before a reload or in an earlier process. 0 if its
-        discoverer has nothing more to say; ``None`` if nothing was ever heard of it.
+        discoverer has said all that there is to say; ``None`` if nothing was ever heard of it.
       stale: whether something that is shown of it comes from the state file, and was not found out since.
       details: what the mechanism tells of itself.
     """
@@ -145,7 +145,7 @@ class Provider:
         if not paused:
             self._resumed.set()
         self._reports: ReportsStatistics | None = None  # the discoverer, if it tells of itself
-        self._done = False  # the discoverer has returned: what it sent stays true
+        self._done = False  # the discoverer has returned
         self._run: int | None = None  # the generation of the run under way
         self._told_to_end = 0.0  # when the run under way was
         self._last_attempt: float | None = None
@@ -195,6 +195,9 @@ class Provider:
         """Let what the run under way may still send come too late."""
         if not self.ending:
             self._told_to_end = trio.current_time()
+        if self._stays_right():
+            self._store.confirm(self.name, trio.current_time())  # until now
+        self._done = False
         self._generation += 1
 
     @property
@@ -245,7 +248,6 @@ class Provider:
                             await trio.sleep_forever()
                         await trio.sleep(self._backoff.pause(self._backoff_streak, self._rng.random()))
                         self._restarts += 1
-                    self._done = False
                     self._store.begin_run(self.name)
         finally:
             self.stopped.set()
@@ -316,7 +318,11 @@ class Provider:
     @property
     def known_right(self) -> float | None:
         """When everything that is shown of it was last known to be right, on Trio's clock; ``None`` if never."""
-        return trio.current_time() if self._done else self._store.known_right(self.name)
+        return trio.current_time() if self._stays_right() else self._store.known_right(self.name)
+
+    def _stays_right(self) -> bool:
+        """Whether the discoverer has said all that there is to say."""
+        return self._done and not self._details().errors
 
     def statistics(self, sets: tuple[str, ...]) -> ProviderStatistics:
         """Return how the provider fares at this moment; ``sets`` are those that it feeds."""

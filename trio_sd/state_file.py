@@ -115,9 +115,10 @@ class StateFile:
             )
         except StateError as error:
             try:
-                done = await trio.to_thread.run_sync(self._set_aside, abandon_on_cancel=True, limiter=self._thread)
-            except _TROUBLE as trouble:
-                done = f"It can't be set aside, {trouble}, and will be written over"
+                with trio.fail_after(_DEADLINE):
+                    done = await trio.to_thread.run_sync(self._set_aside, abandon_on_cancel=True, limiter=self._thread)
+            except (*_TROUBLE, trio.TooSlowError) as trouble:
+                done = f"It can't be set aside, {_reason(trouble)}, and will be written over"
             logger.error("state file %s can't be used, %s; beginning without it. %s", self._path, error, done)
         except (*_TROUBLE, trio.TooSlowError) as error:
             self._unread = True
@@ -128,10 +129,9 @@ class StateFile:
         """Return the content of the file, or ``None`` if there is none."""
         path = os.path.realpath(self._path)
         try:
-            # A pipe would be waited for, and opening a device may do anything.
-            with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise StateError(_NOT_REGULAR)
+            if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for; opening a device may do anything
+                raise StateError(_NOT_REGULAR)
+            with open(path, "rb") as file:
                 beginning = file.read(1_000)
                 check_beginning(beginning)  # before something very large is read that is not ours
                 return beginning + file.read()
@@ -183,6 +183,12 @@ class StateFile:
 
     def _write(self, state: State) -> None:
         began = time.thread_time()
+        try:
+            self._replace(state)
+        finally:
+            self._cpu = time.thread_time() - began
+
+    def _replace(self, state: State) -> None:
         path = os.path.realpath(self._path)
         if os.path.lexists(path) and not os.path.isfile(path):
             raise FileExistsError(errno.EEXIST, _NOT_REGULAR, path)
@@ -208,7 +214,6 @@ class StateFile:
             os.fsync(directory)
         finally:
             os.close(directory)
-        self._cpu = time.thread_time() - began
 
     def _look_for_another_writer(self, path: str) -> None:
         """Tell if the file is not the one that was written last: two that take turns lose each other's state."""
@@ -239,9 +244,9 @@ def _open_locked(path: str) -> int:
     Raises:
       OSError: it can't be opened, or somebody else has it.
     """
-    # What was discovered is nobody else's business.
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     try:
+        os.fchmod(fd, 0o600)  # what was discovered is nobody else's business, whoever has made the file
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -440,6 +440,7 @@ class TargetStore:
         self._known_right: dict[str, float] = {}  # provider → when all that it shows was last known to be right
         self._stale: Map[str, float] = Map()  # provider → the Unix time when what was restored was right
         self._unconfirmed: dict[str, set[str]] = {}  # stale provider → sources that still show what was restored
+        self._confirmed: dict[str, float] = {}  # stale provider → when the first of its sources was found out
         self._lent: dict[str, _Lent] = {}  # provider that has not reported yet → what it was given of others
         self._changes_end = _Change()
 
@@ -472,13 +473,15 @@ class TargetStore:
         sets = self._layout.feeds.get(provider, ())
         leavers = sorted({leaver for set_name in sets for leaver in self._leaving.get(set_name, ())})
         known = MappingProxyType({s: group for leaver in leavers for s, group in self.found(leaver).items()})
-        if known and provider not in self._known_right:
+        if known:
             self._lent[provider] = _Lent(
                 known,
                 min([self._known_right[leaver] for leaver in leavers if leaver in self._known_right]),
                 min([self._stale[leaver] for leaver in leavers if leaver in self._stale], default=None),
                 frozenset(s for leaver in leavers for s in self._unconfirmed.get(leaver, ())),
             )
+        else:
+            self._lent.pop(provider, None)
         return known
 
     def found(self, provider: str) -> Mapping[str, TargetGroup]:
@@ -602,7 +605,7 @@ class TargetStore:
         first = provider not in self._reported
         held = self._providers.get(provider, _NO_GROUPS)
         news = provider not in self._providers
-        if provider in self._stale or provider not in self._known_right or not failing:
+        if not failing or provider not in self._known_right or provider in self._stale or provider in self._lent:
             news |= self._note_age(provider, groups, full=first, now=now, failing=failing)
         if self._damping is not None:
             after, changed, duplicates = self._merge_damped(self._damping, provider, held, groups, first, now)
@@ -615,6 +618,11 @@ class TargetStore:
         if changed or news or settled:
             self._next_revision(provider, changed)
         return Reported(len(changed), duplicates)
+
+    def confirm(self, provider: str, now: float) -> None:
+        """Note that all that is shown of a provider is right, though it has nothing to report."""
+        if provider in self._known_right and provider not in self._stale:
+            self._known_right[provider] = now
 
     def expire(self, now: float) -> None:
         """Let go, in one revision, what has reached its deadline; without effect if there is nothing."""
@@ -647,13 +655,17 @@ class TargetStore:
         given = {group.source: group for group in groups}
         if provider in self._stale:
             held, unconfirmed = self.groups(provider), self._unconfirmed[provider]
-            unconfirmed -= {s for s in unconfirmed if (s in given or full) and given.get(s) is not held[s]}
+            confirmed = {s for s in unconfirmed if (s in given or full) and given.get(s) is not held[s]}
+            unconfirmed -= confirmed
+            if confirmed:
+                self._confirmed.setdefault(provider, now)  # it may have become unreadable since
             if not unconfirmed:
-                self._known_right[provider] = now
+                self._known_right[provider] = self._confirmed.get(provider, now)
                 self._is_stale_no_more(provider)
             return not unconfirmed
         used = {s for s, group in given.items() if lent.groups.get(s) is group} if lent is not None else set()
-        self._known_right[provider] = lent.known_right if lent is not None and used else now
+        before = self._known_right.get(provider, now)
+        self._known_right[provider] = min(before, lent.known_right) if lent is not None and used else before
         if lent is not None and lent.stale is not None and (unconfirmed := used & lent.unconfirmed):
             self._stale = self._stale.set(provider, lent.stale)
             self._unconfirmed[provider] = unconfirmed
@@ -664,6 +676,7 @@ class TargetStore:
             return False
         self._stale = self._stale.delete(provider)
         del self._unconfirmed[provider]
+        self._confirmed.pop(provider, None)
         return True
 
     def _merge_damped(

@@ -75,7 +75,7 @@ def _provider(provider: ProviderStatistics, now: float) -> str:
         f"provider {provider.name} of {', '.join(provider.sets)}: {provider.state}",
         f"{provider.groups} groups",
         f"{provider.targets} targets",
-        "nothing heard of it yet" if provider.age is None else f"last word {age(provider.age)} ago",
+        "nothing heard of it yet" if provider.age is None else f"right as of {age(provider.age)} ago",
         f"{provider.updates} updates",
         f"{provider.restarts} restarts",
         f"last attempt {_ago(provider.last_attempt, now)}",

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import trio
+from rich.cells import set_cell_size
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -141,7 +142,7 @@ class Screen:
         finally:
             # Shielded, because the terminal must not be left as it is; bounded, because it may be held.
             with trio.move_on_after(_PATIENCE, shield=True), suppress(OSError):
-                left = [*self._lines(log=False), *map(printable, self._log)]
+                left = [*self._lines(log=False), *map(printable, self._log.copy())]
                 await write(self._fd, _LEAVE + "".join(f"{line}\r\n" for line in left).encode())
 
     def _lines(self, *, log: bool = True) -> list[str]:
@@ -151,11 +152,13 @@ class Screen:
         """
         size = os.get_terminal_size(self._fd)
         width, height = max(20, size.columns or 80), size.lines or 24  # a terminal may not know its size
-        logged = [printable(line)[:width] for line in self._log] if log else []
-        least = min(len(logged), _LOG_LINES)
+        # A copy, because threads log, too.
+        logged = [set_cell_size(printable(line), width).rstrip() for line in self._log.copy()] if log else []
+        least = min(len(logged), _LOG_LINES, max(0, height - 2))
         text = render(self.picture(height - least, wide=width >= _WIDE), width=width, terminal=True)
         lines = text.splitlines()[: max(1, height - 1 - least)]
-        return [*lines, *logged[-max(least, height - 1 - len(lines)) :]]
+        room = max(least, height - 1 - len(lines))
+        return [*lines, *logged[max(0, len(logged) - room) :]]
 
     def picture(self, height: int, *, wide: bool = False) -> RenderableType:
         """Return what to draw at this moment, in about ``height`` lines: all targets, or the latest changes."""
@@ -218,6 +221,10 @@ class _LogLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take one record."""
-        self._lines.append(self.format(record))
-        with suppress(trio.RunFinishedError):
-            self._trio.run_sync_soon(self._redraw_soon, idempotent=True)
+        try:
+            self._lines.append(self.format(record))
+            with suppress(trio.RunFinishedError):
+                self._trio.run_sync_soon(self._redraw_soon, idempotent=True)
+        # What is wrong with a record is told as logging does it, and is not for who logs to handle.
+        except Exception:  # noqa: BLE001
+            self.handleError(record)
