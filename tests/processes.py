@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,14 +15,27 @@ from typing import Any
 
 import trio
 
-COMMAND = [sys.executable, "-X", "dev", "-W", "error", "-m", "trio_sd"]
+COMMAND = [sys.executable, "-X", "faulthandler", "-W", "error", "-m", "trio_sd"]
+# Processes are started by the hundred: none is to compile everything again, though the environment may say so.
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONUNBUFFERED": "",
+    "PYTHONDONTWRITEBYTECODE": "",
+    "PYTHONPYCACHEPREFIX": os.path.join(tempfile.gettempdir(), f"trio-sd-tests-{os.getuid()}"),
+}
 PATIENCE = 30.0
 
 
 def run_command(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     return subprocess.run(
-        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=PATIENCE, cwd=cwd, check=False
+        [*COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        cwd=cwd,
+        env=ENVIRONMENT,
+        check=False,
     )
 
 
@@ -84,7 +98,7 @@ async def running(*arguments: str | Path, cwd: Path | None = None) -> AsyncItera
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=cwd,
-        env={**os.environ, "PYTHONUNBUFFERED": ""},
+        env=ENVIRONMENT,
     )
     try:
         yield Running(process)
