@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import trio
 
-from . import files, manager, relabel, reload, zookeeper
+from . import files, manager, relabel, reload, state, zookeeper
 from .report import table
 
 BENCHMARKS = MappingProxyType(
@@ -17,6 +17,7 @@ BENCHMARKS = MappingProxyType(
         "manager": manager.run,
         "files": files.run,
         "reload": reload.run,
+        "state": state.run,
         "relabel": relabel.run,
         "zookeeper": zookeeper.run,
     }
