@@ -215,7 +215,7 @@ class Provider:
         return self.ending and trio.current_time() >= self._told_to_end + grace
 
     async def wait_quiet(self) -> None:
-        """Wait until nothing runs that was told to pause, or it was told to resume or stop since."""
+        """Wait until nothing runs that was told to pause, or it was told to resume since."""
         await self._quiet.wait()
 
     @property
@@ -257,6 +257,7 @@ class Provider:
         """Run one discoverer; return whether it is done for good, rather than failed."""
         self._last_attempt = trio.current_time()
         self._run = self._generation
+        self._done = False  # the one before may have returned in the very tick in which it was told to end
         updates_before = self._updates
         done = False
         try:
