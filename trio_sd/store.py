@@ -441,7 +441,7 @@ class TargetStore:
         self._stale: Map[str, float] = Map()  # provider → the Unix time when what was restored was right
         self._unconfirmed: dict[str, set[str]] = {}  # stale provider → sources that still show what was restored
         self._confirmed: dict[str, float] = {}  # stale provider → when the first of its sources was found out
-        self._lent: dict[str, _Lent] = {}  # provider that has not reported yet → what it was given of others
+        self._lent: dict[str, _Lent] = {}  # provider that shows nothing → what it was given of others, until it reports
         self._changes_end = _Change()
 
     @property
