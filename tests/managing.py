@@ -10,7 +10,7 @@ import trio
 from trio_sd.discoverer import DiscovererStatistics
 from trio_sd.manager import Manager
 from trio_sd.provider import ProviderStatistics
-from trio_sd.store import Update
+from trio_sd.snapshots import Update
 from trio_sd.subscription import Throttle
 from trio_sd.targets import TargetGroup
 from trio_sd.testing import FakeDiscoverer, group

@@ -26,7 +26,7 @@ from trio_sd.errors import DiscoveryError
 from trio_sd.manager import Manager, open_manager
 from trio_sd.resources import Resources
 from trio_sd.secrets import Secret
-from trio_sd.store import Update
+from trio_sd.snapshots import Update
 from trio_sd.subscription import Throttle
 from trio_sd.targets import ADDRESS_LABEL, TargetGroup
 from trio_sd.testing import check_discoverer

@@ -19,7 +19,7 @@ from trio_sd.discovery.zookeeper.ensemble import Ensemble
 from trio_sd.discovery.zookeeper.session import open_session
 from trio_sd.durations import Duration
 from trio_sd.manager import Manager, open_manager
-from trio_sd.store import Update
+from trio_sd.snapshots import Update
 from trio_sd.subscription import Throttle
 from trio_sd.targets import ADDRESS_LABEL
 

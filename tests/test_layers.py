@@ -30,8 +30,10 @@ FLOORS = {
     "relabel": 0,
     "target_labels": 0,
     "damping": 0,
+    "snapshots": 1,
     "store": 1,
     "discoverer": 1,
+    "set_configs": 1,
     "resources": 1,
     "config": 2,
     "state": 2,
@@ -70,6 +72,8 @@ NEIGHBOURS = {
     ("target_labels", "relabel"),
     ("damping", "targets"),
     ("discoverer", "resources"),
+    ("set_configs", "discoverer"),
+    ("store", "snapshots"),
     ("state_file", "subscription"),
 }
 """Rooms of one floor of which the first may import the second."""

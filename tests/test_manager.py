@@ -21,7 +21,7 @@ from trio_sd.discoverer import Discoverer, DiscovererConfig, DiscovererOptions
 from trio_sd.limits import Limits
 from trio_sd.manager import Manager, open_manager
 from trio_sd.provider import Backoff, Provider
-from trio_sd.store import Snapshot, Update
+from trio_sd.snapshots import Snapshot, Update
 from trio_sd.subscription import Subscription, Throttle
 from trio_sd.targets import TargetGroup
 from trio_sd.testing import CancelAfter, FakeConfig, FakeDiscoverer, cancel_everywhere, group

@@ -32,7 +32,7 @@ from trio_sd.outputs.jsonl import encode_update
 from trio_sd.secrets import Secret
 from trio_sd.state import SavedProvider, State, decode, encode, fingerprint
 from trio_sd.state_file import StateFile
-from trio_sd.store import Update
+from trio_sd.snapshots import Update
 from trio_sd.subscription import Throttle
 from trio_sd.targets import TargetGroup
 from trio_sd.testing import FakeDiscoverer, group

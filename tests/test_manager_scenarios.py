@@ -24,7 +24,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_sd.discoverer import Discoverer, DiscovererConfig, DiscovererOptions
 from trio_sd.manager import Manager, open_manager
-from trio_sd.store import Update
+from trio_sd.snapshots import Update
 from trio_sd.subscription import Throttle
 from trio_sd.targets import TargetGroup
 from trio_sd.testing import FakeDiscoverer, group

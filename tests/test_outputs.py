@@ -25,7 +25,7 @@ from trio_sd.outputs.logfmt import LogfmtFormatter
 from trio_sd.outputs.screen import Screen
 from trio_sd.outputs.table import printable, render, rows_table, targets_table
 from trio_sd.reload import ReloadStatistics
-from trio_sd.store import SetChanges
+from trio_sd.snapshots import SetChanges
 from trio_sd.testing import FakeDiscoverer, group
 
 from .processes import COMMAND

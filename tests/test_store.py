@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trio_sd.store import Reader, SetChanges, Snapshot, TargetStore, Update
+from trio_sd.snapshots import Reader, SetChanges, Snapshot, Update
+from trio_sd.store import TargetStore
 from trio_sd.targets import TargetGroup
 from trio_sd.testing import group
 

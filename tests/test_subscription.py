@@ -11,7 +11,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_sd.store import SetChanges, TargetStore, Update
+from trio_sd.snapshots import SetChanges, Update
+from trio_sd.store import TargetStore
 from trio_sd.subscription import Subscription, SubscriptionStatistics, Throttle
 from trio_sd.targets import ADDRESS_LABEL
 from trio_sd.testing import group

@@ -27,8 +27,9 @@ from .limits import Limits
 from .manager import Manager, ManagerStatistics, SetStatistics, open_manager
 from .provider import Backoff, Provider, ProviderStatistics
 from .resources import Resources
+from .snapshots import Changes, SetChanges, Snapshot, Update
 from .state_file import StateFileStatistics
-from .store import Changes, SetChanges, Snapshot, TargetStore, Update
+from .store import TargetStore
 from .subscription import Subscription, SubscriptionStatistics, Throttle
 from .targets import Labels, TargetGroup, join_host_port
 

@@ -27,9 +27,10 @@ from .last_known_good import LastKnownGood
 from .limits import Limits
 from .provider import Backoff, Provider, ProviderStatistics
 from .resources import Resources
+from .snapshots import Snapshot, Update
 from .state import State
 from .state_file import PACE, StateFile, StateFileStatistics
-from .store import Snapshot, TargetStore, Update
+from .store import TargetStore
 from .subscription import Subscription, SubscriptionStatistics, Throttle
 
 __all__ = ["Manager", "ManagerStatistics", "SetStatistics", "open_manager"]

@@ -35,7 +35,7 @@ from typing import Final
 import trio
 
 from .state import State, StateError, check_beginning, decode, encode
-from .store import Update
+from .snapshots import Update
 from .subscription import Throttle
 
 __all__ = ["PACE", "StateFile", "StateFileStatistics"]

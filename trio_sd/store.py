@@ -6,15 +6,7 @@ is ever seen half done, and nothing here can wait.
 Theory of operation
 ===================
 
-*State.* ``provider → source → group`` in persistent maps, and a *layout* that says which providers make up which set.
-A provider that feeds many sets is held once. Changing one group writes a logarithmic number of map nodes whatever the
-number of groups; a :class:`Snapshot` is two references, and stays what it was for as long as somebody holds it.
-(A plain ``dict`` copied at each change takes 1.6 ms at 100,000 groups; a shared mutable one would make every snapshot
-a copy.)
-
-*Change.* Each revision appends one node, the keys that it touched, to a singly linked list of which the store knows
-only the end. Every :class:`Reader` holds the node up to which it has read; what all have read is garbage by itself.
-So noting a change costs the same with one reader or a thousand, and there is no log to trim.
+*State and change.* See :mod:`~trio_sd.snapshots`, which holds them; here is what they become by reports and reloads.
 
 *Reload.* Applying a configuration does not touch groups. A provider that stays keeps its groups until the first
 report of its new run replaces them. One that has left a set is *leaving* it: it is shown until every provider that
@@ -34,350 +26,16 @@ from :meth:`TargetStore.last_known` is as old as it was there, also under anothe
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from operator import attrgetter
 from types import MappingProxyType
-from typing import Final
-
-from immutables import Map
 
 from .damping import Damping
+from .snapshots import NO_GROUPS, Groups, History
 from .targets import TargetGroup
 
-__all__ = ["Changes", "Reader", "Reported", "SetChanges", "Snapshot", "TargetStore", "Update"]
-
-
-class _Groups:
-    """What one provider has found at one moment. Immutable; the order is worked out when first asked for.
-
-    To sort 100,000 groups takes 100 ms. So groups that differ in little from others whose order is known take that
-    order, and put right what differs.
-    """
-
-    __slots__ = ("_basis", "_changed", "_ordered", "by_source", "targets")
-
-    def __init__(
-        self,
-        by_source: Map[str, TargetGroup],
-        targets: int,
-        basis: tuple[TargetGroup, ...] | None = None,
-        changed: tuple[str, ...] = (),
-    ) -> None:
-        self.by_source = by_source
-        self.targets = targets
-        self._ordered: tuple[TargetGroup, ...] | None = None
-        self._basis = basis  # earlier groups, in order, and the sources that differ since
-        self._changed = changed
-
-    @property
-    def ordered(self) -> tuple[TargetGroup, ...]:
-        if self._ordered is None:
-            if self._basis is None:
-                self._ordered = tuple(sorted(self.by_source.values(), key=_source))
-            else:
-                self._ordered = tuple(self._put_right(list(self._basis)))
-            self._basis, self._changed = None, ()
-        return self._ordered
-
-    def _put_right(self, groups: list[TargetGroup]) -> list[TargetGroup]:
-        for source in dict.fromkeys(self._changed):
-            place = bisect_left(groups, source, key=_source)
-            known = place < len(groups) and groups[place].source == source
-            groups[place : place + known] = [self.by_source[source]] if source in self.by_source else []
-        return groups
-
-    def followed_by(self, by_source: Map[str, TargetGroup], targets: int, changed: Sequence[str]) -> _Groups:
-        """Return the groups after ``changed`` sources have changed."""
-        basis, before = (self._basis, self._changed) if self._ordered is None else (self._ordered, ())
-        if basis is None or len(before) + len(changed) > _PUT_RIGHT:
-            return _Groups(by_source, targets)
-        return _Groups(by_source, targets, basis, (*before, *changed))
-
-
-_NO_GROUPS: Final = _Groups(Map(), 0)
-_REMEMBERED: Final = 1_000
-_PUT_RIGHT: Final = 64
-_source: Final = attrgetter("source")
-
-_Touched = Mapping[str, Collection[str] | None]
-"""The sources that may differ, by provider; ``None`` for all that it has or had."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """Which providers make up which set, and the other way round. Sets keep the order of the configuration."""
-
-    order: tuple[str, ...] = ()
-    providers: Map[str, tuple[str, ...]] = Map()
-    feeds: Map[str, tuple[str, ...]] = Map()
-
-    def without(self, leavers: Iterable[tuple[str, str]]) -> _Layout:
-        """Return this layout without the given (set, provider) pairs."""
-        gone_from: dict[str, set[str]] = {}
-        fed_no_more: dict[str, set[str]] = {}
-        for set_name, provider in leavers:
-            gone_from.setdefault(set_name, set()).add(provider)
-            fed_no_more.setdefault(provider, set()).add(set_name)
-        providers, feeds = self.providers, self.feeds
-        for set_name, gone in gone_from.items():
-            providers = providers.set(set_name, tuple([p for p in providers[set_name] if p not in gone]))
-        for provider, names in fed_no_more.items():
-            fed = tuple([name for name in feeds[provider] if name not in names])
-            feeds = feeds.set(provider, fed) if fed else feeds.delete(provider)
-        return _Layout(self.order, providers, feeds)
-
-
-class Snapshot(Mapping[str, tuple[TargetGroup, ...]]):
-    """Every set and its groups at one revision. Immutable.
-
-    Sets come in the order of the configuration; the groups of a set in the order of its configurations, then of
-    their sources. Every configured set is present, if only empty. The tuple of a set is built when first asked for;
-    a set of one provider shares it with later snapshots for as long as nothing in it changes.
-    """
-
-    __slots__ = ("_layout", "_providers", "_sets", "_stale", "revision")
-
-    def __init__(
-        self, revision: int, layout: _Layout, providers: Map[str, _Groups], stale: Map[str, float] = Map()
-    ) -> None:
-        self.revision = revision
-        self._layout = layout
-        self._providers = providers
-        self._stale = stale
-        self._sets: dict[str, tuple[TargetGroup, ...]] = {}
-
-    def __getitem__(self, set_name: str) -> tuple[TargetGroup, ...]:
-        groups = self._sets.get(set_name)
-        if groups is None:
-            parts = [part.ordered for part in self._parts(set_name)]
-            groups = parts[0] if len(parts) == 1 else tuple([group for part in parts for group in part])
-            self._sets[set_name] = groups
-        return groups
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._layout.order)
-
-    def __len__(self) -> int:
-        return len(self._layout.order)
-
-    def __contains__(self, set_name: object) -> bool:
-        return set_name in self._layout.providers
-
-    def __repr__(self) -> str:
-        sets = ", ".join(f"{name}: {self.group_count(name)} groups" for name in self)
-        return f"<Snapshot revision {self.revision}: {sets or 'no sets'}>"
-
-    def group_count(self, set_name: str) -> int:
-        """Return the number of groups in a set, without building its tuple."""
-        return sum([len(part.by_source) for part in self._parts(set_name)])
-
-    def target_count(self, set_name: str) -> int:
-        """Return the number of targets in a set, without building its tuple."""
-        return sum([part.targets for part in self._parts(set_name)])
-
-    @property
-    def stale(self) -> Mapping[str, float]:
-        """The sets that show something from the state file which was not confirmed since this process began.
-
-        Each with the Unix time at which the oldest such part was last known to be right.
-        """
-        since: dict[str, float] = {}
-        for provider, known_good in self._stale.items():
-            for set_name in self._layout.feeds.get(provider, ()):
-                since[set_name] = min(known_good, since.get(set_name, known_good))
-        return {set_name: since[set_name] for set_name in self._layout.order if set_name in since} if since else since
-
-    def _parts(self, set_name: str) -> list[_Groups]:
-        return [self._providers.get(provider, _NO_GROUPS) for provider in self._layout.providers[set_name]]
-
-    def _by_source(self, provider: str) -> Map[str, TargetGroup]:
-        return self._providers.get(provider, _NO_GROUPS).by_source
-
-
-_EMPTY_SNAPSHOT: Final = Snapshot(0, _Layout(), Map())
-
-
-@dataclass(frozen=True, slots=True)
-class SetChanges:
-    """What changed in one set between two updates, by source.
-
-    Attributes:
-      updated: every group of each source that is new or changed. Where two providers of a set use the same source,
-        the groups of both are listed though only one has changed, so that "replace what this source had" is right.
-      removed: the sources of which nothing is left.
-    """
-
-    updated: tuple[TargetGroup, ...] = ()
-    removed: tuple[str, ...] = ()
-
-
-Changes = Mapping[str, SetChanges]
-"""What changed between two revisions, by set."""
-
-
-class Update:
-    """The newest state, and how it differs from what the same subscriber was handed before. Immutable.
-
-    Attributes:
-      revision: of the snapshot; rises from update to update.
-      snapshot: every set and its groups.
-    """
-
-    __slots__ = ("_base", "_changes", "_touched", "revision", "snapshot")
-
-    def __init__(self, base: Snapshot, snapshot: Snapshot, touched: _Touched) -> None:
-        self.revision = snapshot.revision
-        self.snapshot = snapshot
-        self._base: Snapshot | None = base
-        self._touched = touched
-        self._changes: Changes | None = None
-
-    @property
-    def changes(self) -> Changes:
-        """What differs, by set; work in proportion to what was touched, done when first asked for, in one thread.
-
-        A set is named if groups in it changed, or it is new, or it went away; in the first update all are.
-        """
-        if self._changes is None:
-            assert self._base is not None
-            self._changes = MappingProxyType(_differences(self._base, self.snapshot, self._touched))
-            self._base = None  # the old groups are not held any longer than needed
-        return self._changes
-
-    def __repr__(self) -> str:
-        return f"<Update {self.snapshot!r}>"
-
-
-def _differences(old: Snapshot, new: Snapshot, touched: _Touched) -> dict[str, SetChanges]:
-    """Return the changes by set, given the sources that were ``touched`` by provider."""
-    before, after = old._layout, new._layout
-    affected = {set_name for provider in touched for set_name in after.feeds.get(provider, ())}
-    if before is not after:
-        affected |= {name for name in after.order if before.providers.get(name) is not after.providers[name]}
-        affected |= {name for name in before.order if name not in after.providers}
-    if len(affected) == 1:  # the usual case; saves going through the names of all sets
-        order = list(affected)
-    else:
-        gone = [name for name in before.order if name not in after.providers]
-        order = [name for name in [*after.order, *gone] if name in affected]
-    changes = {}
-    for name in order:
-        found = _set_differences(old, new, name, touched)
-        if found.updated or found.removed or (name in before.providers) != (name in after.providers):
-            changes[name] = found
-    return changes
-
-
-def _set_differences(old: Snapshot, new: Snapshot, set_name: str, touched: _Touched) -> SetChanges:
-    before = old._layout.providers.get(set_name, ())
-    after = new._layout.providers.get(set_name, ())
-    if not any(old._by_source(provider) for provider in before):
-        return SetChanges(new.get(set_name, ()))  # all that is there is new, and in order
-    # What may differ: what was touched in the providers that stay, and everything of those that came or went.
-    sources: set[str] = set()
-    stayed = set(before).intersection(after)
-    for provider in {*before, *after}:
-        known = touched.get(provider, ()) if provider in stayed else None
-        if known is not None:
-            sources.update(known)
-        else:
-            # One that came or went has nothing in the set on the other side; what it had elsewhere does no harm here.
-            for snapshot in old, new:
-                sources.update(snapshot._by_source(provider))
-    if before == after and len(after) == 1:
-        return _provider_differences(old._by_source(after[0]), new._by_source(after[0]), sources)
-    had = _groups_of(old, before, sources)
-    has = _groups_of(new, after, sources)
-    updated: list[tuple[int, str, TargetGroup]] = []
-    removed: list[str] = []
-    for source in sources:
-        now = has.get(source, [])
-        if [group for _, group in had.get(source, ())] == [group for _, group in now]:
-            continue
-        if now:
-            updated.extend([(position, source, group) for position, group in now])
-        else:
-            removed.append(source)
-    updated.sort(key=lambda item: item[:2])
-    return SetChanges(tuple([group for _, _, group in updated]), tuple(sorted(removed)))
-
-
-def _provider_differences(
-    had: Map[str, TargetGroup], has: Map[str, TargetGroup], sources: Collection[str]
-) -> SetChanges:
-    """Return the changes in a set of one provider, given the sources that may differ. Nearly all sets are such."""
-    differing = [source for source in sorted(sources) if had.get(source) != has.get(source)]
-    updated = [has[source] for source in differing if source in has]
-    return SetChanges(tuple(updated), tuple([source for source in differing if source not in has]))
-
-
-def _groups_of(
-    snapshot: Snapshot, providers: Sequence[str], sources: Collection[str]
-) -> dict[str, list[tuple[int, TargetGroup]]]:
-    """Return the groups of each of ``sources``, with the positions of their providers."""
-    found: dict[str, list[tuple[int, TargetGroup]]] = {}
-    for position, provider in enumerate(providers):
-        groups = snapshot._by_source(provider)
-        for source in sources if len(sources) < len(groups) else groups:
-            if source in sources and source in groups:
-                found.setdefault(source, []).append((position, groups[source]))
-    return found
-
-
-class _Change:
-    """One node of the list of changes. The last one is empty: it will tell of the revision to come."""
-
-    __slots__ = ("next", "provider", "sources")
-
-    def __init__(self) -> None:
-        self.provider = ""
-        self.sources: Collection[str] = ()
-        self.next: _Change | None = None
-
-
-class Reader:
-    """Follows a store for one subscriber: what is the newest state, and what of it has this one not been given?"""
-
-    def __init__(self, store: TargetStore) -> None:
-        self._store = store
-        self._position = store._changes_end
-        self._given = _EMPTY_SNAPSHOT
-        self._touched: dict[str, set[str] | None] = {}
-
-    @property
-    def behind(self) -> int:
-        """The number of revisions that this reader has not been given."""
-        return self._store.revision - self._given.revision
-
-    def read(self) -> Update:
-        """Return an update from what was last :meth:`given` to the newest state.
-
-        It may be read again, and be thrown away, any number of times: only ``given`` moves on.
-        """
-        position = self._position
-        while position.next is not None:
-            self._touch(position.provider, position.sources)
-            position = position.next
-        self._position = position
-        return Update(self._given, self._store.snapshot(), self._touched)
-
-    def _touch(self, provider: str, sources: Collection[str]) -> None:
-        touched = self._touched.setdefault(provider, set())
-        if touched is None:
-            return
-        touched.update(sources)
-        # Sources come and go for ever while a subscriber takes nothing. Beyond what is held, to compare everything is
-        # cheaper than to remember it all.
-        if len(touched) > _REMEMBERED + 2 * self._store.counts(provider)[0]:
-            self._touched[provider] = None
-
-    def given(self, update: Update) -> None:
-        """Note that the subscriber has taken ``update``, the one last read."""
-        self._given = update.snapshot
-        self._touched = {}
+__all__ = ["Reported", "TargetStore"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,7 +68,7 @@ class _Lent:
     unconfirmed: frozenset[str]
 
 
-class TargetStore:
+class TargetStore(History):
     """Holds what providers have found, arranges it in sets, and numbers every change.
 
     Providers are known by name. Times are seconds on whatever clock the caller uses.
@@ -427,39 +85,17 @@ class TargetStore:
         on_deadline: Callable[[], None] = lambda: None,
         removal_delay: float = 0.0,
     ) -> None:
-        self._on_change = on_change
+        super().__init__(on_change)
         self._on_deadline = on_deadline
         self._damping = Damping(removal_delay) if removal_delay > 0 else None
-        self._layout = _EMPTY_SNAPSHOT._layout
-        self._providers: Map[str, _Groups] = Map()
-        self._snapshot = _EMPTY_SNAPSHOT
         self._reported: set[str] = set()  # providers whose present run has reported
         self._joining: dict[str, set[str]] = {}  # set → providers not heard of since they joined it
         self._leaving: dict[str, dict[str, float]] = {}  # set → provider → deadline
         self._leaving_deadline = inf  # the first of these
         self._known_right: dict[str, float] = {}  # provider → when all that it shows was last known to be right
-        self._stale: Map[str, float] = Map()  # provider → the Unix time when what was restored was right
         self._unconfirmed: dict[str, set[str]] = {}  # stale provider → sources that still show what was restored
         self._confirmed: dict[str, float] = {}  # stale provider → when the first of its sources was found out
         self._lent: dict[str, _Lent] = {}  # provider that shows nothing → what it was given of others, until it reports
-        self._changes_end = _Change()
-
-    @property
-    def revision(self) -> int:
-        """The number of the newest state. Rises by one with every change."""
-        return self._snapshot.revision
-
-    def snapshot(self) -> Snapshot:
-        """Return the newest state; costs nothing."""
-        return self._snapshot
-
-    def reader(self) -> Reader:
-        """Return a reader for a new subscriber. Its first update is the whole state."""
-        return Reader(self)
-
-    def groups(self, provider: str) -> Mapping[str, TargetGroup]:
-        """Return what is shown of a provider, by source; an immutable mapping."""
-        return self._providers.get(provider, _NO_GROUPS).by_source
 
     def last_known(self, provider: str) -> Mapping[str, TargetGroup]:
         """Return by source what a new run of a provider may take for its parts that can't be read now.
@@ -497,15 +133,6 @@ class TargetStore:
         """Return the Unix time when what is shown of the provider was right, if some was restored and still is."""
         return self._stale.get(provider)
 
-    def arrangement(self) -> Mapping[str, tuple[str, ...]]:
-        """Return the providers that are shown in each set, those that leave it included, in order."""
-        return {set_name: self._layout.providers[set_name] for set_name in self._layout.order}
-
-    def counts(self, provider: str) -> tuple[int, int]:
-        """Return the number of groups and of targets that are held of a provider."""
-        held = self._providers.get(provider, _NO_GROUPS)
-        return len(held.by_source), held.targets
-
     @property
     def next_deadline(self) -> float | None:
         """When something must go next: a provider that is leaving, or a target whose removal waits; or ``None``."""
@@ -542,7 +169,7 @@ class TargetStore:
                     leaving[name] = {p: old_leaving.get(p, deadline) for p in gone}
         self._joining = joining
         self._leaving = leaving
-        self._layout = _lay_out(self._layout, {name: (*sets[name], *leaving.get(name, ())) for name in sets})
+        self._layout = self._layout.followed_by({name: (*sets[name], *leaving.get(name, ())) for name in sets})
         self._forget_unused()
         self._lent = {provider: lent for provider, lent in self._lent.items() if provider in self._layout.feeds}
         self._note_deadline()
@@ -559,9 +186,9 @@ class TargetStore:
             moment on the caller's clock.
         """
         assert self.revision == 0
-        self._layout = _lay_out(self._layout, {name: tuple(members) for name, members in sets.items()})
+        self._layout = self._layout.followed_by({name: tuple(members) for name, members in sets.items()})
         for provider, (groups, known_good, known_right) in found.items():
-            held, sources, _ = _replace(_NO_GROUPS, tuple(groups))
+            held, sources, _ = NO_GROUPS.replaced(tuple(groups))
             self._providers = self._providers.set(provider, held)
             self._stale = self._stale.set(provider, known_good)
             self._unconfirmed[provider] = set(held.by_source)
@@ -603,14 +230,14 @@ class TargetStore:
         if provider not in self._layout.feeds:
             return Reported(0, 0)
         first = provider not in self._reported
-        held = self._providers.get(provider, _NO_GROUPS)
+        held = self._providers.get(provider, NO_GROUPS)
         news = provider not in self._providers
         if not failing or provider not in self._known_right or provider in self._stale or provider in self._lent:
             news |= self._note_age(provider, groups, full=first, now=now, failing=failing)
         if self._damping is not None:
             after, changed, duplicates = self._merge_damped(self._damping, provider, held, groups, first, now)
         else:
-            after, changed, duplicates = _replace(held, groups) if first else _merge(held, groups)
+            after, changed, duplicates = held.replaced(groups) if first else held.merged(groups)
         self._reported.add(provider)
         if changed or news:
             self._providers = self._providers.set(provider, after)
@@ -628,7 +255,7 @@ class TargetStore:
         """Let go, in one revision, what has reached its deadline; without effect if there is nothing."""
         removed = self._damping.expire(now, self.groups) if self._damping is not None else {}
         for provider, groups in removed.items():
-            after, changed, _ = _merge(self._providers[provider], groups)
+            after, changed, _ = self._providers[provider].merged(groups)
             self._providers = self._providers.set(provider, after)
             self._note_change(provider, changed)
         overdue = [
@@ -680,13 +307,13 @@ class TargetStore:
         return True
 
     def _merge_damped(
-        self, damping: Damping, provider: str, held: _Groups, groups: Sequence[TargetGroup], full: bool, now: float
-    ) -> tuple[_Groups, Collection[str], int]:
-        """As :func:`_replace` and :func:`_merge`, with what is to be shown in the place of what was reported."""
+        self, damping: Damping, provider: str, held: Groups, groups: Sequence[TargetGroup], full: bool, now: float
+    ) -> tuple[Groups, Collection[str], int]:
+        """As :meth:`Groups.replaced` or :meth:`Groups.merged`, with what to show in the place of what was reported."""
         by_source = {group.source: group for group in groups}
         shown = damping.take(provider, by_source, held.by_source, full=full, now=now)
         self._on_deadline()
-        after, changed, _ = _merge(held, shown)
+        after, changed, _ = held.merged(shown)
         return after, changed, len(groups) - len(by_source)
 
     def _settle(self, provider: str) -> bool:
@@ -728,62 +355,5 @@ class TargetStore:
                 self._damping.forget(provider)
 
     def _next_revision(self, provider: str = "", sources: Collection[str] = ()) -> None:
-        self._snapshot = Snapshot(self.revision + 1, self._layout, self._providers, self._stale)
         self._note_change(provider, sources)
-        self._on_change()
-
-    def _note_change(self, provider: str, sources: Collection[str]) -> None:
-        if sources:
-            node = self._changes_end
-            node.provider, node.sources, node.next = provider, sources, _Change()
-            self._changes_end = node.next
-
-
-def _lay_out(old: _Layout, sets: Mapping[str, tuple[str, ...]]) -> _Layout:
-    """Return the layout of ``sets``; a set that has not changed keeps its tuple, so that it is seen not to have."""
-    providers = {}
-    feeds: dict[str, list[str]] = {}
-    for name, members in sets.items():
-        unique = tuple(dict.fromkeys(members))
-        known = old.providers.get(name)
-        providers[name] = known if known == unique and known is not None else unique
-        for provider in unique:
-            feeds.setdefault(provider, []).append(name)
-    return _Layout(tuple(sets), Map(providers), Map({p: tuple(names) for p, names in feeds.items()}))
-
-
-def _replace(held: _Groups, groups: Sequence[TargetGroup]) -> tuple[_Groups, Collection[str], int]:
-    """Return the groups after a full set, the sources that differ, and the number of duplicates."""
-    old = held.by_source
-    by_source = {group.source: group for group in groups}
-    duplicates = len(groups) - len(by_source)
-    new = {source: group for source, group in by_source.items() if group.targets}
-    # Nothing is compared with None: that would run a group's __eq__, ten thousand times for as many new groups.
-    changed = [source for source, group in new.items() if source not in old or old[source] != group]
-    changed.extend([source for source in old if source not in new])
-    if not changed:
-        return held, (), duplicates
-    return _Groups(Map(new), sum([len(group.targets) for group in new.values()])), changed, duplicates
-
-
-def _merge(held: _Groups, groups: Sequence[TargetGroup]) -> tuple[_Groups, Collection[str], int]:
-    """Return the groups after some have changed, the sources that differ, and the number of duplicates."""
-    old = held.by_source
-    by_source = {group.source: group for group in groups}
-    targets = held.targets
-    changed = []
-    with old.mutate() as new:
-        for source, group in by_source.items():
-            known = old.get(source)
-            if group.targets:
-                if known is not None and known == group:
-                    continue
-                new[source] = group
-            elif known is not None:
-                del new[source]
-            else:
-                continue
-            targets += len(group.targets) - (len(known.targets) if known is not None else 0)
-            changed.append(source)
-        after = new.finish()
-    return held.followed_by(after, targets, changed) if changed else held, changed, len(groups) - len(by_source)
+        self._publish(self.revision + 1)

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import trio
 
-from .store import Reader, TargetStore, Update
+from .snapshots import History, Reader, Update
 
 __all__ = ["Subscription", "SubscriptionStatistics", "Throttle"]
 
@@ -93,23 +93,23 @@ class SubscriptionStatistics:
 
 
 class Subscription:
-    """Carries the newest state from a store to one consumer.
+    """Carries the newest state of a history to one consumer.
 
     Args:
-      store: where the state is.
+      history: where the state is.
       throttle: the pace.
       name: shows up in statistics.
     """
 
-    def __init__(self, store: TargetStore, throttle: Throttle, name: str) -> None:
-        self._store = store
-        self._reader: Reader = store.reader()
+    def __init__(self, history: History, throttle: Throttle, name: str) -> None:
+        self._history = history
+        self._reader: Reader = history.reader()
         self._pace = _Pace(throttle)
         self._name = name
         self._set_trigger, self._trigger = trio.open_memory_channel[None](1)
         self._offer, self.updates = trio.open_memory_channel[Update](0)
         self._offering: trio.CancelScope | None = None
-        self._seen = store.revision - 1
+        self._seen = history.revision - 1
         self._delivered = 0
         self._skipped = 0
         self._changed_at = 0.0  # the first change since the last read

@@ -22,7 +22,7 @@ from .messages import is_utf8, quote
 from .relabel import Relabeler, Trace
 from .targets import ADDRESS_LABEL, META_LABEL_PREFIX
 
-__all__ = ["AlertmanagerDefaults", "AlertmanagerLabeler", "Outcome", "ScrapeDefaults", "TargetLabeler"]
+__all__ = ["AlertmanagerDefaults", "AlertmanagerLabeler", "Labeler", "Outcome", "ScrapeDefaults", "TargetLabeler"]
 
 _JOB: Final = "job"
 _INSTANCE: Final = "instance"
@@ -116,13 +116,26 @@ class _UnusableError(Exception):
     """The target can't be used; the argument says why."""
 
 
-class _Labeler(ABC):
-    """What both kinds of targets have in common."""
+class Labeler(ABC):
+    """Makes the labels of one set's targets: those before relabeling, and of these the final ones.
+
+    Args:
+      relabeler: the set's rules.
+    """
 
     __slots__ = ("_relabeler",)
 
     def __init__(self, relabeler: Relabeler) -> None:
         self._relabeler = relabeler
+
+    @abstractmethod
+    def discovered_labels(self, target: Mapping[str, str], group: Mapping[str, str]) -> dict[str, str]:
+        """Return the labels of a target before relabeling.
+
+        Args:
+          target: the target's own labels.
+          group: those of its group.
+        """
 
     def target_labels(self, discovered: Mapping[str, str]) -> Outcome:
         """Return what relabeling and the checks make of the discovered labels of a target."""
@@ -146,7 +159,7 @@ class _Labeler(ABC):
         """Check ``labels`` and turn them into the final ones."""
 
 
-class TargetLabeler(_Labeler):
+class TargetLabeler(Labeler):
     """Makes the labels of a scrape job's targets.
 
     Args:
@@ -201,7 +214,7 @@ class TargetLabeler(_Labeler):
         return final
 
 
-class AlertmanagerLabeler(_Labeler):
+class AlertmanagerLabeler(Labeler):
     """Makes the labels of the Alertmanagers of one section.
 
     Args:

@@ -22,13 +22,23 @@ from ..durations import Duration
 from ..errors import ConfigError, FieldError, Position
 from ..limits import Limits
 from ..messages import item_path, key_path, quote
-from ..relabel import NameScheme, RelabelConfig
+from ..relabel import NameScheme, RelabelConfig, Relabeler
+from ..set_configs import SetConfigs
+from ..target_labels import AlertmanagerLabeler, TargetLabeler
 from .decode import IGNORED, Ignored, decode
 from .frozen import FrozenMapping
 from .groups import decode_labels
 from .nodes import MappingNode, Node, Scalar, SequenceNode, describe, is_null, parse_yaml
 
-__all__ = ["DISCOVERY_KEYS", "Config", "ScrapeJob", "content_digest", "load_config", "parse_config"]
+__all__ = [
+    "DISCOVERY_KEYS",
+    "AlertmanagerSection",
+    "Config",
+    "ScrapeJob",
+    "content_digest",
+    "load_config",
+    "parse_config",
+]
 
 _STATIC_KEY: Final = "static_configs"
 
@@ -108,6 +118,7 @@ class ScrapeJob:
       always_scrape_classic_histograms: whether classic histograms are scraped although there are native ones.
       convert_classic_histograms_to_nhcb: whether classic histograms are made native ones with custom buckets.
       relabel_configs: the rules that make target labels of discovered ones.
+      rule_positions: where each rule stands. Does not count when jobs are compared: a rule may move in its file.
       name_scheme: which label names are valid.
     """
 
@@ -121,7 +132,37 @@ class ScrapeJob:
     always_scrape_classic_histograms: bool = False
     convert_classic_histograms_to_nhcb: bool = False
     relabel_configs: tuple[RelabelConfig, ...] = ()
+    rule_positions: tuple[Position, ...] = field(default=(), compare=False)
     name_scheme: NameScheme = "utf8"
+
+    def labeler(self) -> TargetLabeler:
+        """Return what makes the labels of the job's targets."""
+        return TargetLabeler(self, Relabeler(self.relabel_configs, self.name_scheme))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertmanagerSection:
+    """What an item of ``alerting.alertmanagers`` says about its targets.
+
+    Attributes:
+      scheme: how Alertmanagers are spoken to.
+      path_prefix: what stands before the path that alerts are sent to.
+      api_version: the version in that path.
+      relabel_configs: the rules that make target labels of discovered ones.
+      rule_positions: where each rule stands; does not count when sections are compared.
+      name_scheme: which label names are valid.
+    """
+
+    scheme: str = "http"
+    path_prefix: str = ""
+    api_version: str = "v2"
+    relabel_configs: tuple[RelabelConfig, ...] = ()
+    rule_positions: tuple[Position, ...] = field(default=(), compare=False)
+    name_scheme: NameScheme = "utf8"
+
+    def labeler(self) -> AlertmanagerLabeler:
+        """Return what makes the labels of the section's Alertmanagers."""
+        return AlertmanagerLabeler(self, Relabeler(self.relabel_configs, self.name_scheme))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,18 +170,21 @@ class Config:
     """A configuration that was read and validated whole.
 
     Attributes:
-      scrape: the discoverers of each job, in the order of the configuration, included files last.
-      notify: the discoverers of each Alertmanager section; the sections are named ``config-0``, ``config-1`` and so on.
+      scrape: the discoverers of each job, in the order of the configuration, included files last; and how the labels
+        of each job's targets are made.
+      notify: the same of each Alertmanager section; the sections are named ``config-0``, ``config-1`` and so on.
       jobs: what else each job says about its targets; the same keys as in ``scrape``.
+      alertmanagers: what else each Alertmanager section says about its targets; the same keys as in ``notify``.
       files: absolute paths of the files that were read, the main file first.
       digests: for each of these files, the :func:`content_digest` of what was read.
       patterns: absolute paths or patterns of the files to include.
       notes: what an operator should know though nothing is wrong: a pattern that matches no file, say.
     """
 
-    scrape: Mapping[str, tuple[DiscovererConfig, ...]]
-    notify: Mapping[str, tuple[DiscovererConfig, ...]]
+    scrape: SetConfigs
+    notify: SetConfigs
     jobs: Mapping[str, ScrapeJob]
+    alertmanagers: Mapping[str, AlertmanagerSection]
     files: tuple[str, ...] = ()
     digests: Mapping[str, str] = _NO_DIGESTS
     patterns: tuple[str, ...] = ()
@@ -400,6 +444,7 @@ class _Loading:
         self._scrape: dict[str, tuple[DiscovererConfig, ...]] = {}
         self._notify: dict[str, tuple[DiscovererConfig, ...]] = {}
         self._jobs: dict[str, ScrapeJob] = {}
+        self._alertmanagers: dict[str, AlertmanagerSection] = {}
         self._places: dict[str, Position] = {}  # where each job has its name
         self._digests: dict[str, str] = {}  # of the files that were read
         self._patterns: list[str] = []
@@ -410,9 +455,10 @@ class _Loading:
         if root is not None:
             self._main(root, os.path.dirname(file))
         return Config(
-            scrape=MappingProxyType(self._scrape),
-            notify=MappingProxyType(self._notify),
+            scrape=SetConfigs(self._scrape, self._jobs),
+            notify=SetConfigs(self._notify, self._alertmanagers),
             jobs=MappingProxyType(self._jobs),
+            alertmanagers=MappingProxyType(self._alertmanagers),
             files=tuple(self._digests),
             digests=MappingProxyType(self._digests),
             patterns=tuple(self._patterns),
@@ -470,10 +516,12 @@ class _Loading:
         if not name:
             raise ConfigError("job_name is empty", place, name_path)
         scheme = _name_scheme(section, self._defaults)
-        rules = _relabel_rules(node, path, "relabel_configs", "target relabeling rule in scrape config", scheme)
+        rules, positions = _relabel_rules(
+            node, path, "relabel_configs", "target relabeling rule in scrape config", scheme
+        )
         _relabel_rules(node, path, "metric_relabel_configs", "metric relabeling rule in scrape config", scheme)
         job = _job_of(section, self._defaults, node, path)
-        job = replace(job, relabel_configs=rules, name_scheme=scheme)
+        job = replace(job, relabel_configs=rules, rule_positions=positions, name_scheme=scheme)
         _check_metric_names(section, self._defaults, node, path)
         if name in self._jobs:
             message = f"found multiple scrape configs with job name {quote(name)}, first found at {self._places[name]}"
@@ -491,10 +539,21 @@ class _Loading:
         for index, (path, node) in enumerate(managers):
             if type(node) is not MappingNode:
                 raise _no_section(node, path, "alertmanager config")
-            decode(node, _Alertmanager, path=path, elsewhere=self._known)
-            for key, kind in ("relabel_configs", "target"), ("alert_relabel_configs", "alert"):
-                _relabel_rules(node, path, key, f"Alertmanager {kind} relabeling rule", scheme)
-            self._notify[f"config-{index}"] = tuple(self._discovery(node, path, directory))
+            section = decode(node, _Alertmanager, path=path, elsewhere=self._known)
+            rules, positions = _relabel_rules(
+                node, path, "relabel_configs", "Alertmanager target relabeling rule", scheme
+            )
+            _relabel_rules(node, path, "alert_relabel_configs", "Alertmanager alert relabeling rule", scheme)
+            name = f"config-{index}"
+            self._notify[name] = tuple(self._discovery(node, path, directory))
+            self._alertmanagers[name] = AlertmanagerSection(
+                scheme=section.scheme,
+                path_prefix=section.path_prefix,
+                api_version=section.api_version,
+                relabel_configs=rules,
+                rule_positions=positions,
+                name_scheme=scheme,
+            )
 
     def _discovery(self, section: MappingNode, path: str, directory: str) -> Iterator[DiscovererConfig]:
         for key, value in section.entries:
@@ -550,14 +609,17 @@ def _no_section(node: Node, path: str, name: str) -> ConfigError:
     return node.error(f"found {describe(node)}, expected a mapping", path)
 
 
-def _relabel_rules(node: MappingNode, path: str, key: str, what: str, scheme: NameScheme) -> tuple[RelabelConfig, ...]:
-    """Return the rules under ``key``; ``what`` they are is told where one is missing."""
-    rules = []
+def _relabel_rules(
+    node: MappingNode, path: str, key: str, what: str, scheme: NameScheme
+) -> tuple[tuple[RelabelConfig, ...], tuple[Position, ...]]:
+    """Return the rules under ``key``, and where they stand; ``what`` they are is told where one is missing."""
+    rules, positions = [], []
     for place, item in _sections(node.get(key), key_path(path, key)):
         if is_null(item):
             raise item.error(f"empty or null {what}", place)
         rules.append(decode(item, RelabelConfig, path=place, check=partial(_check_rule, item, scheme)))
-    return tuple(rules)
+        positions.append(item.position)
+    return tuple(rules), tuple(positions)
 
 
 def _check_rule(node: Node, scheme: NameScheme, rule: RelabelConfig) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..config import Config
 from ..relabel import Relabeler
-from ..store import Snapshot
+from ..snapshots import Snapshot
 from ..target_labels import TargetLabeler
 from ..targets import ADDRESS_LABEL
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import trio
 
-from ..store import Changes, Update
+from ..snapshots import Changes, Update
 from ..targets import TargetGroup
 from .descriptor import write_blocking
 

@@ -21,7 +21,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ..manager import Manager, ManagerStatistics
-from ..store import Update
+from ..snapshots import Update
 from .descriptor import write
 from .health import Reloads
 from .logfmt import BriefFormatter

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ..manager import ManagerStatistics
 from ..provider import ProviderStatistics
-from ..store import Snapshot
+from ..snapshots import Snapshot
 from ..targets import ADDRESS_LABEL, META_LABEL_PREFIX, TargetGroup
 from .health import age
 
