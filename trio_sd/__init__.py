@@ -26,7 +26,9 @@ from .errors import ConfigError, DiscoveryError, FieldError, Position, TrioSDErr
 from .limits import Limits
 from .manager import Manager, ManagerStatistics, SetStatistics, open_manager
 from .provider import Backoff, Provider, ProviderStatistics
+from .relabeled import RelabelStatistics
 from .resources import Resources
+from .set_configs import Labeling, SetConfigs
 from .snapshots import Changes, SetChanges, Snapshot, Update
 from .state_file import StateFileStatistics
 from .store import TargetStore
@@ -34,7 +36,7 @@ from .subscription import Subscription, SubscriptionStatistics, Throttle
 from .targets import Labels, TargetGroup, join_host_port
 
 if TYPE_CHECKING:
-    from .config import Config, ScrapeJob
+    from .config import AlertmanagerSection, Config, ScrapeJob
     from .discovery import default_registry, load_config
     from .discovery.file import FileSDConfig
     from .discovery.static import StaticConfig
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from .reload import Reloader, ReloadStatistics, reload_on_sighup
 
 __all__ = [
+    "AlertmanagerSection",
     "Backoff",
     "Changes",
     "Config",
@@ -54,6 +57,7 @@ __all__ = [
     "Duration",
     "FieldError",
     "FileSDConfig",
+    "Labeling",
     "Labels",
     "Limits",
     "Manager",
@@ -63,6 +67,7 @@ __all__ = [
     "Provider",
     "ProviderStatistics",
     "Registry",
+    "RelabelStatistics",
     "ReloadStatistics",
     "Reloader",
     "ReportsStatistics",
@@ -70,6 +75,7 @@ __all__ = [
     "ScrapeJob",
     "ServersetSDConfig",
     "SetChanges",
+    "SetConfigs",
     "SetStatistics",
     "Snapshot",
     "StateFileStatistics",
@@ -92,6 +98,7 @@ __version__ = "0.1.0"
 
 _LATER: Final = MappingProxyType(
     {
+        "AlertmanagerSection": ".config",
         "Config": ".config",
         "ScrapeJob": ".config",
         "FileSDConfig": ".discovery.file",

@@ -26,8 +26,10 @@ from .discoverer import DiscovererConfig, DiscovererOptions
 from .last_known_good import LastKnownGood
 from .limits import Limits
 from .provider import Backoff, Provider, ProviderStatistics
+from .relabeled import Labelings, RelabeledTargets, RelabelStatistics
 from .resources import Resources
-from .snapshots import Snapshot, Update
+from .set_configs import Labeling, SetConfigs
+from .snapshots import History, Snapshot, Update
 from .state import State
 from .state_file import PACE, StateFile, StateFileStatistics
 from .store import TargetStore
@@ -52,6 +54,7 @@ class SetStatistics:
       targets: targets in it.
       providers: the names of the providers that make it up, in the order of the configuration.
       leaving: providers that have left it, and are shown until those that joined it have reported.
+      relabeled: what relabeling makes of its targets; ``None`` while nobody subscribes to that.
     """
 
     name: str
@@ -59,6 +62,7 @@ class SetStatistics:
     targets: int
     providers: tuple[str, ...]
     leaving: tuple[str, ...]
+    relabeled: RelabelStatistics | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ class ManagerStatistics:
       revision: the number of the newest state.
       sets: in the order of the configuration.
       providers: in the order of their first set.
-      subscriptions: in the order in which they were made.
+      subscriptions: in the order in which they were made, those after relabeling last.
       stuck: names of providers of which a run was told to end, and has not within the grace time.
       resources: users of each shared resource.
       reloads: how many configurations were applied.
@@ -134,6 +138,9 @@ class Manager:
         self._applied = trio.Event()
         self._keeping_state = trio.CancelScope()
         self._subscriptions: dict[Subscription, None] = {}
+        self._labelings: Labelings = {}
+        self._relabeled: RelabeledTargets | None = None  # while somebody subscribes to it
+        self._relabeled_users = 0
         self._alarm = trio.CancelScope()  # its deadline is when something that is shown must go
         self._closed = False
         self._reloads = 0
@@ -152,7 +159,9 @@ class Manager:
         joined it have, or until the warm-up time is over. Calls take turns in the order in which they were made.
 
         Args:
-          configs: the discoverer configurations of each set. Equal ones share one provider.
+          configs: the discoverer configurations of each set. Equal ones share one provider. ``Config.scrape`` and
+            ``Config.notify`` also say how labels are made for those who subscribe with ``relabel``; see
+            :class:`~trio_sd.SetConfigs`.
           restart: ``"changed"`` leaves the providers of configurations that stay running.
 
         Raises:
@@ -177,7 +186,8 @@ class Manager:
                 raise TypeError(f"a set consists of DiscovererConfig values, not {type(member).__name__}: {member!r}")
         async with self._turn:
             self._check_open()
-            new = self._switch(wanted, keep_running=restart == "changed")
+            labeling = configs.labeling if isinstance(configs, SetConfigs) else {}
+            new = self._switch(wanted, labeling, keep_running=restart == "changed")
             try:
                 with trio.move_on_after(self._grace):
                     while self._stopping:
@@ -195,7 +205,13 @@ class Manager:
             for provider in new:
                 await provider.started.wait()
 
-    def _switch(self, wanted: Mapping[str, tuple[DiscovererConfig, ...]], *, keep_running: bool) -> list[Provider]:
+    def _switch(
+        self,
+        wanted: Mapping[str, tuple[DiscovererConfig, ...]],
+        labeling: Mapping[str, Labeling],
+        *,
+        keep_running: bool,
+    ) -> list[Provider]:
         """Put the new configuration in force, tell old providers to stop, return those to start when they have."""
         self._assign_names(wanted)
         self._sets = {set_name: tuple([self._names[m] for m in members]) for set_name, members in wanted.items()}
@@ -214,6 +230,7 @@ class Manager:
         self._paused &= self._providers.keys()
         now = trio.current_time()
         self._store.apply(self._sets, restarted=[p.name for p in new], deadline=now + self._warm_up)
+        self._labelings = self._new_labelings(labeling)
         self._stuck = [provider for provider in self._stuck if provider.ending]
         for provider in old.values():
             provider.stop()
@@ -224,6 +241,16 @@ class Manager:
         self._last_reload = now
         self._applied.set()
         return new
+
+    def _new_labelings(self, labeling: Mapping[str, Labeling]) -> Labelings:
+        """Return how the labels of each part are made; what leaves a set keeps the rules that were written for it."""
+        labelings: dict[tuple[str, str], Labeling | None] = {}
+        leaving = self._store.leaving
+        for set_name, shown in self._store.arrangement().items():
+            for key in [(set_name, provider) for provider in shown]:
+                keeps = key[1] in leaving.get(set_name, ()) and key in self._labelings
+                labelings[key] = self._labelings[key] if keeps else labeling.get(set_name)
+        return labelings
 
     def _assign_names(self, wanted: Mapping[str, tuple[DiscovererConfig, ...]]) -> None:
         """Name every configuration's provider: as before, for as long as it runs or something of it is shown."""
@@ -273,7 +300,7 @@ class Manager:
 
     @asynccontextmanager
     async def subscribe(
-        self, *, throttle: Throttle | None = None, name: str = ""
+        self, *, relabel: bool = False, throttle: Throttle | None = None, name: str = ""
     ) -> AsyncIterator[trio.MemoryReceiveChannel[Update]]:
         """Subscribe to updates: ``async with manager.subscribe() as updates: async for update in updates: ...``.
 
@@ -282,6 +309,12 @@ class Manager:
         manager is closed.
 
         Args:
+          relabel: whether targets come as they are after relabeling, by the rules that :class:`~trio_sd.SetConfigs`
+            such as ``Config.scrape`` hold. Then each target has its final labels, and its group has none; targets that
+            rules drop, that can't be used, or that have the labels of another target of the set are left out, and
+            counted in :meth:`statistics`. A revision that changes nothing of that is skipped. The work is done once
+            for all who ask for it; entering waits until it is done for what there is. Empty until a configuration was
+            applied.
           throttle: the pace; the manager's own if ``None``.
           name: shows up in statistics.
 
@@ -289,10 +322,24 @@ class Manager:
           trio.ClosedResourceError: the manager is closed.
         """
         self._check_open()
-        subscription = Subscription(self._store, throttle or self._throttle, name)
-        self._subscriptions[subscription] = None
+        if relabel:
+            async with (
+                self._open_relabeled() as relabeled,
+                self._subscribe(relabeled, relabeled.subscriptions, throttle, name) as updates,
+            ):
+                yield updates
+        else:
+            async with self._subscribe(self._store, self._subscriptions, throttle, name) as updates:
+                yield updates
+
+    @asynccontextmanager
+    async def _subscribe(
+        self, history: History, subscriptions: dict[Subscription, None], throttle: Throttle | None, name: str
+    ) -> AsyncIterator[trio.MemoryReceiveChannel[Update]]:
+        subscription = Subscription(history, throttle or self._throttle, name)
+        subscriptions[subscription] = None
         ended = trio.Event()
-        self._nursery.start_soon(self._deliver, subscription, ended, name=f"subscription {name}")
+        self._nursery.start_soon(self._deliver, subscription, subscriptions, ended, name=f"subscription {name}")
         try:
             with subscription.updates:
                 yield subscription.updates
@@ -301,16 +348,40 @@ class Manager:
             with trio.CancelScope(shield=True):  # for one step of a task that has no cleaning up to do
                 await ended.wait()
 
-    async def _deliver(self, subscription: Subscription, ended: trio.Event) -> None:
+    @asynccontextmanager
+    async def _open_relabeled(self) -> AsyncIterator[RelabeledTargets]:
+        """Have the targets relabeled for as long as somebody wants them."""
+        if self._relabeled is None:
+            self._relabeled = RelabeledTargets(self._store, lambda: self._labelings, self.name)
+            self._nursery.start_soon(self._relabeled.run, name="relabeling")
+        relabeled = self._relabeled
+        self._relabeled_users += 1
+        try:
+            await relabeled.wait_caught_up()
+            self._check_open()
+            yield relabeled
+        finally:
+            self._relabeled_users -= 1
+            if not self._relabeled_users:
+                self._relabeled = None
+                relabeled.scope.cancel()
+                with trio.CancelScope(shield=True):  # for one step of it
+                    await relabeled.ended.wait()
+
+    async def _deliver(
+        self, subscription: Subscription, subscriptions: dict[Subscription, None], ended: trio.Event
+    ) -> None:
         try:
             await subscription.run()
         finally:
-            del self._subscriptions[subscription]
+            del subscriptions[subscription]
             ended.set()
 
     def _notify(self) -> None:
         for subscription in self._subscriptions:
             subscription.notify()
+        if self._relabeled is not None:
+            self._relabeled.notify()
 
     def snapshot(self) -> Snapshot:
         """Return the newest state: every set and its groups. Costs nothing; never blocks."""
@@ -424,18 +495,22 @@ class Manager:
                         targets=snapshot.target_count(set_name),
                         providers=tuple([name for name in shown if name not in leaving.get(set_name, ())]),
                         leaving=tuple(leaving.get(set_name, ())),
+                        relabeled=self._relabeled.statistics(set_name) if self._relabeled is not None else None,
                     )
                     for set_name, shown in self._store.arrangement().items()
                 ]
             ),
             providers=tuple([p.statistics(tuple(sets_of[name])) for name, p in self._providers.items()]),
-            subscriptions=tuple([subscription.statistics() for subscription in self._subscriptions]),
+            subscriptions=tuple([subscription.statistics() for subscription in self._all_subscriptions()]),
             stuck=self._stuck_names(),
             resources=self._resources.statistics(),
             reloads=self._reloads,
             last_reload=self._last_reload,
             state_file=self._state_file.statistics() if self._state_file is not None else None,
         )
+
+    def _all_subscriptions(self) -> list[Subscription]:
+        return [*self._subscriptions, *(self._relabeled.subscriptions if self._relabeled is not None else ())]
 
     def _stuck_names(self) -> tuple[str, ...]:
         providers = (*self._stuck, *self._stopping, *self._providers.values())
@@ -452,7 +527,7 @@ class Manager:
             subscription = Subscription(self._store, PACE, "state file")
             self._subscriptions[subscription] = None
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._deliver, subscription, trio.Event())
+                nursery.start_soon(self._deliver, subscription, self._subscriptions, trio.Event())
                 await state_file.keep(subscription.updates, lambda: self._last_known_good.state(self._known_right))
 
     async def _restore(self) -> None:

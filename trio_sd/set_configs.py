@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from .discoverer import DiscovererConfig
-from .target_labels import Labeler
+
+if TYPE_CHECKING:  # the engine runs without it, and it takes long to import
+    from .target_labels import Labeler
 
 __all__ = ["Labeling", "SetConfigs"]
 

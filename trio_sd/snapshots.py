@@ -27,7 +27,18 @@ from immutables import Map
 
 from .targets import TargetGroup
 
-__all__ = ["NO_GROUPS", "Changes", "Groups", "History", "Layout", "Reader", "SetChanges", "Snapshot", "Update"]
+__all__ = [
+    "NO_GROUPS",
+    "Changes",
+    "Groups",
+    "History",
+    "Layout",
+    "Reader",
+    "SetChanges",
+    "Snapshot",
+    "Touched",
+    "Update",
+]
 
 
 class Groups:
@@ -118,7 +129,7 @@ _REMEMBERED: Final = 1_000
 _PUT_RIGHT: Final = 64
 _source: Final = attrgetter("source")
 
-_Touched = Mapping[str, Collection[str] | None]
+Touched = Mapping[str, Collection[str] | None]
 """The sources that may differ, by provider; ``None`` for all that it has or had."""
 
 
@@ -226,9 +237,10 @@ class Snapshot(Mapping[str, tuple[TargetGroup, ...]]):
     def _parts(self, set_name: str) -> list[Groups]:
         return [self._providers.get(provider, NO_GROUPS) for provider in self._layout.providers[set_name]]
 
-    def providers_of(self, set_name: str) -> tuple[str, ...]:
-        """Return the providers that are shown in a set, in order."""
-        return self._layout.providers[set_name]
+    @property
+    def layout(self) -> Layout:
+        """Which providers make up which set."""
+        return self._layout
 
     def groups_of(self, provider: str) -> Map[str, TargetGroup]:
         """Return what is shown of a provider, by source."""
@@ -266,12 +278,17 @@ class Update:
 
     __slots__ = ("_base", "_changes", "_touched", "revision", "snapshot")
 
-    def __init__(self, base: Snapshot, snapshot: Snapshot, touched: _Touched) -> None:
+    def __init__(self, base: Snapshot, snapshot: Snapshot, touched: Touched) -> None:
         self.revision = snapshot.revision
         self.snapshot = snapshot
         self._base: Snapshot | None = base
         self._touched = touched
         self._changes: Changes | None = None
+
+    @property
+    def touched(self) -> Touched:
+        """The sources that may differ, by provider; ``None`` for all that it has or had."""
+        return self._touched
 
     @property
     def changes(self) -> Changes:
@@ -285,15 +302,11 @@ class Update:
             self._base = None  # the old groups are not held any longer than needed
         return self._changes
 
-    def touched(self, provider: str) -> Collection[str] | None:
-        """Return the sources of a provider that may differ; ``None`` for all that it has or had."""
-        return self._touched.get(provider, ())
-
     def __repr__(self) -> str:
         return f"<Update {self.snapshot!r}>"
 
 
-def _differences(old: Snapshot, new: Snapshot, touched: _Touched) -> dict[str, SetChanges]:
+def _differences(old: Snapshot, new: Snapshot, touched: Touched) -> dict[str, SetChanges]:
     """Return the changes by set, given the sources that were ``touched`` by provider."""
     before, after = old._layout, new._layout
     affected = {set_name for provider in touched for set_name in after.feeds.get(provider, ())}
@@ -313,7 +326,7 @@ def _differences(old: Snapshot, new: Snapshot, touched: _Touched) -> dict[str, S
     return changes
 
 
-def _set_differences(old: Snapshot, new: Snapshot, set_name: str, touched: _Touched) -> SetChanges:
+def _set_differences(old: Snapshot, new: Snapshot, set_name: str, touched: Touched) -> SetChanges:
     before = old._layout.providers.get(set_name, ())
     after = new._layout.providers.get(set_name, ())
     if not any(old.groups_of(provider) for provider in before):

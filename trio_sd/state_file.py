@@ -34,8 +34,8 @@ from typing import Final
 
 import trio
 
-from .state import State, StateError, check_beginning, decode, encode
 from .snapshots import Update
+from .state import State, StateError, check_beginning, decode, encode
 from .subscription import Throttle
 
 __all__ = ["PACE", "StateFile", "StateFileStatistics"]

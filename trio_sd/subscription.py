@@ -126,6 +126,10 @@ class Subscription:
         self._changed_at = trio.current_time()
         if self._behind_since is None:
             self._behind_since = self._changed_at
+        self.withdraw()
+
+    def withdraw(self) -> None:
+        """Take back what is on offer, because it is not the newest state any more; :meth:`notify` will follow. Sync."""
         if self._offering is not None:
             self._offering.cancel()
 
@@ -149,6 +153,9 @@ class Subscription:
         with suppress(trio.WouldBlock):  # what was said during the pause is in what is read now
             self._trigger.receive_nowait()
         update = self._reader.read()
+        if update.revision == self._seen:
+            self._behind_since = None  # something has changed, but nothing in here
+            return False
         with trio.CancelScope() as self._offering:
             await self._offer.send(update)
             # Taken. A notify() from now on finds nothing to withdraw; there is no checkpoint before the next read.

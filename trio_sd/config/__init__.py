@@ -11,7 +11,15 @@ from .decode import IGNORED, Ignored, decode
 from .frozen import FrozenMapping
 from .groups import decode_target_group
 from .nodes import MappingNode, Node, Scalar, SequenceNode, describe, is_null, parse_yaml
-from .prometheus import DISCOVERY_KEYS, AlertmanagerSection, Config, ScrapeJob, content_digest, load_config, parse_config
+from .prometheus import (
+    DISCOVERY_KEYS,
+    AlertmanagerSection,
+    Config,
+    ScrapeJob,
+    content_digest,
+    load_config,
+    parse_config,
+)
 
 __all__ = [
     "DISCOVERY_KEYS",

@@ -1,0 +1,425 @@
+"""The targets of a store after relabeling, as states of their own that subscribers follow like the store's.
+
+Theory of operation
+===================
+
+*Parts.* What one provider shows in one set is a part. Each part has its own rules: those of its set's configuration,
+or, while the provider leaves the set, those that it had there before. New rules are written for new discoverers;
+applied to what the old ones had found, they might drop it, and the set would shrink because of a reload.
+
+*Work.* In proportion to what changed: a group that differs is relabeled in each set that it is in, a part whose rules
+differ as a whole, and nothing else. There are always pauses after a small number of targets, in which everything else
+runs, because a hundred thousand targets take a second. What was relabeled becomes visible in one revision at the end.
+
+*Truth.* The store says at once when it has changed, and an offer of what was true before is withdrawn in that moment.
+So what a consumer takes is never older than the last state of which the relabeling is done. Revisions are those of the
+store; one that changes nothing here is left out.
+
+*Duplicates.* Targets of a set that get equal labels are one target. The first group, in the order of the set, shows it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+import trio
+from immutables import Map
+
+from .set_configs import Labeling
+from .snapshots import NO_GROUPS, Groups, History, Layout, Snapshot
+from .store import TargetStore
+from .subscription import Subscription
+from .targets import Labels, TargetGroup
+
+if TYPE_CHECKING:  # the engine runs without it, and it takes long to import
+    from .target_labels import Labeler
+
+__all__ = ["Labelings", "RelabelStatistics", "RelabeledTargets"]
+
+logger = logging.getLogger(__name__)
+
+Labelings = Mapping[tuple[str, str], Labeling | None]
+"""How the labels of each (set, provider) part are made; ``None`` where there are no rules."""
+
+_PAUSE: Final = 256  # targets
+_MERGED: Final = 1024  # groups
+_TOLD: Final = 3  # errors
+
+
+@dataclass(frozen=True, slots=True)
+class RelabelStatistics:
+    """What became of the targets of one set.
+
+    Attributes:
+      targets: those that are shown.
+      dropped: those that the rules drop.
+      duplicates: those that have the labels of another one.
+      unusable: those that can't be used.
+      errors: why, of some of these.
+    """
+
+    targets: int
+    dropped: int
+    duplicates: int
+    unusable: int
+    errors: tuple[str, ...]
+
+
+class _Part:
+    """What one provider shows in one set."""
+
+    __slots__ = ("entries", "labeler", "labeling", "name", "position")
+
+    def __init__(self, name: str) -> None:
+        self.name = name  # in snapshots
+        self.position = 0  # in the set
+        self.labeling: Labeling | None = None
+        self.labeler: Labeler | None = None
+        self.entries: dict[str, _Entry] = {}  # by source
+
+
+class _Entry:
+    """What became of one group. Its targets are all different; other groups may have the same."""
+
+    __slots__ = ("dropped", "duplicates", "errors", "group", "labeler", "part", "source", "targets")
+
+    def __init__(self, part: _Part, group: TargetGroup) -> None:
+        self.part = part
+        self.source = group.source
+        self.group = group
+        self.labeler = part.labeler
+        outcomes = [_outcome(part.labeler, target, group.labels) for target in group.targets]
+        labels = [outcome for outcome in outcomes if isinstance(outcome, Labels)]
+        self.targets = tuple(dict.fromkeys(labels))
+        self.errors = tuple([outcome for outcome in outcomes if isinstance(outcome, str)])
+        self.duplicates = len(labels) - len(self.targets)
+        self.dropped = len(outcomes) - len(labels) - len(self.errors)
+
+    @property
+    def rank(self) -> tuple[int, str]:
+        return self.part.position, self.source
+
+
+def _outcome(labeler: Labeler | None, target: Mapping[str, str], group: Mapping[str, str]) -> Labels | str | None:
+    """Return the labels of a target, or why it can't be used, or ``None`` if it is dropped."""
+    if labeler is None:
+        return Labels({**group, **target})
+    outcome = labeler.target_labels(labeler.discovered_labels(target, group))
+    return outcome.error if outcome.labels is None else Labels(outcome.labels)
+
+
+class _Set:
+    """The parts of one set, and who shows what in it."""
+
+    __slots__ = ("_contested", "_holders", "_owners", "dirty", "dropped", "duplicates", "faulty", "parts")
+
+    def __init__(self) -> None:
+        self.parts: dict[str, _Part] = {}  # by provider
+        self.dropped = 0
+        self.duplicates = 0
+        self.faulty: dict[_Entry, None] = {}  # those with errors
+        self.dirty: set[_Entry] = set()  # what they show may have changed
+        self._holders: dict[Labels, _Entry | dict[_Entry, None]] = {}  # of each target, one or several
+        self._owners: dict[Labels, _Entry] = {}  # of targets with several holders, the one that shows it
+        self._contested: set[Labels] = set()  # targets whose owner is to be found anew
+
+    def update(self, part: _Part, source: str, group: TargetGroup | None) -> int:
+        """Find out what becomes of one group, ``None`` if it is gone; return how many targets were looked at."""
+        old = part.entries.get(source)
+        if old is None if group is None else old is not None and old.labeler is part.labeler and old.group == group:
+            return 0
+        entry = None if group is None else _Entry(part, group)
+        if old is not None:
+            del part.entries[source]
+            self._count(old, -1)
+            self.dirty.add(old)
+            self.faulty.pop(old, None)
+            for labels in old.targets:
+                self._release(labels, old)
+        if entry is not None:
+            part.entries[source] = entry
+            self._count(entry, 1)
+            self.dirty.add(entry)
+            if entry.errors:
+                self.faulty[entry] = None
+            for labels in entry.targets:
+                self._claim(labels, entry)
+        return 1 if group is None else len(group.targets)
+
+    def _count(self, entry: _Entry, sign: int) -> None:
+        self.dropped += sign * entry.dropped
+        self.duplicates += sign * (entry.duplicates + len(entry.targets))  # less the different ones; see statistics()
+
+    def _claim(self, labels: Labels, entry: _Entry) -> None:
+        holder = self._holders.setdefault(labels, entry)
+        if holder is entry:
+            return
+        if type(holder) is _Entry:
+            self._holders[labels] = {holder: None, entry: None}
+            self.dirty.add(holder)
+        elif type(holder) is dict:
+            holder[entry] = None
+        self._contested.add(labels)
+
+    def _release(self, labels: Labels, entry: _Entry) -> None:
+        holder = self._holders[labels]
+        if type(holder) is dict:
+            del holder[entry]
+            self._contested.add(labels)
+        else:
+            del self._holders[labels]
+
+    def settle(self) -> None:
+        """Find out who shows the targets that several have, or had."""
+        for labels in self._contested:
+            holders = self._holders.get(labels)
+            if type(holders) is not dict:
+                continue  # all that had it have gone, and another one has come
+            before = self._owners.pop(labels, None)
+            if not holders:
+                del self._holders[labels]
+                continue
+            owner = min(holders, key=lambda entry: entry.rank)
+            if len(holders) == 1:
+                self._holders[labels] = owner
+            else:
+                self._owners[labels] = owner
+            if owner is not before:
+                self.dirty.add(owner)
+                if before is not None:
+                    self.dirty.add(before)
+        self._contested.clear()
+
+    def reorder(self) -> None:
+        """Note that parts have other positions."""
+        self._contested.update(self._owners)
+
+    def shown(self, part: _Part, source: str) -> TargetGroup:
+        """Return what is shown of a group: nothing, if it is gone."""
+        entry = part.entries.get(source)
+        if entry is None:
+            return TargetGroup(source, ())
+        holders, owners = self._holders, self._owners
+        return TargetGroup(source, [t for t in entry.targets if holders[t] is entry or owners.get(t) is entry])
+
+    def statistics(self) -> RelabelStatistics:
+        """Return what became of the targets of the set."""
+        errors = [error for entry in [*self.faulty][:_TOLD] for error in entry.errors]
+        return RelabelStatistics(
+            targets=len(self._holders),
+            dropped=self.dropped,
+            duplicates=self.duplicates - len(self._holders),
+            unusable=sum([len(entry.errors) for entry in self.faulty]),
+            errors=tuple(dict.fromkeys(errors))[:_TOLD],
+        )
+
+
+class RelabeledTargets(History):
+    """Follows a store, for as long as somebody subscribes to it.
+
+    Snapshots have the sets and the groups of the store, in the same order. The targets of the groups have their final
+    labels, and the groups have none. What rules drop, or can't be used, is left out, and so are groups without targets.
+
+    Args:
+      store: what to follow.
+      labelings: returns how the labels of its parts are made at this moment. Another object each time that differs. A
+        part that is not named is not shown.
+      name: of the manager, for the log.
+
+    Attributes:
+      subscriptions: those who read this, and are told when it has caught up with the store.
+      scope: ends :meth:`run`.
+      ended: set when :meth:`run` has ended.
+    """
+
+    def __init__(self, store: TargetStore, labelings: Callable[[], Labelings], name: str) -> None:
+        super().__init__(lambda: None)
+        self._store = store
+        self._reader = store.reader()
+        self._labelings = labelings
+        self._name = name
+        self._sets: dict[str, _Set] = {}
+        self._base_layout: Layout | None = None
+        self._known_labelings: Labelings = {}
+        self._base_stale: Mapping[str, float] = self._stale
+        self._set_trigger, self._trigger = trio.open_memory_channel[None](1)
+        self.subscriptions: dict[Subscription, None] = {}
+        self.scope = trio.CancelScope()
+        self._done = -1  # the revision of the store up to which all is done
+        self._progress = trio.Event()  # another one each time
+        self.ended = trio.Event()
+        self.notify()
+
+    def notify(self) -> None:
+        """Say that the store has changed. Sync; never waits. What is on offer is withdrawn."""
+        if self.ended.is_set():
+            return  # the manager is being cancelled, and has not closed yet
+        with suppress(trio.WouldBlock):  # said already
+            self._set_trigger.send_nowait(None)
+        for subscription in self.subscriptions:
+            subscription.withdraw()
+
+    async def run(self) -> None:
+        """Follow the store until cancelled."""
+        try:
+            with self.scope, self._set_trigger, self._trigger:
+                while True:
+                    await self._trigger.receive()
+                    for _ in self.follow():
+                        await trio.lowlevel.checkpoint()
+                    self._note_progress()
+                    for subscription in self.subscriptions:
+                        subscription.notify()
+        finally:
+            self.ended.set()
+            self._note_progress()
+
+    def _note_progress(self) -> None:
+        self._progress.set()
+        self._progress = trio.Event()
+
+    async def wait_caught_up(self) -> None:
+        """Wait until everything that the store shows now is relabeled, or until :meth:`run` has ended."""
+        now = self._store.revision
+        while self._done < now and not self.ended.is_set():
+            await self._progress.wait()
+
+    def statistics(self, set_name: str) -> RelabelStatistics | None:
+        """Return what became of the targets of a set; ``None`` if it is not known here yet."""
+        found = self._sets.get(set_name)
+        return None if found is None else found.statistics()
+
+    def follow(self) -> Iterator[None]:
+        """Catch up with the store, as it is at the first step. Sync, in steps that each take few milliseconds."""
+        update = self._reader.read()
+        self._reader.given(update)
+        base, labelings = update.snapshot, self._labelings()
+        todo: dict[tuple[str, str], Collection[str] | None] = {
+            (set_name, provider): sources
+            for provider, sources in update.touched.items()
+            for set_name in base.layout.feeds.get(provider, ())
+            if (set_name, provider) in labelings
+        }
+        layout, gone = self._layout, set[tuple[str, str]]()
+        if base.layout is not self._base_layout or labelings is not self._known_labelings:
+            layout, gone = self._arrange(base.layout, labelings, todo)
+            self._base_layout, self._known_labelings = base.layout, labelings
+        count = 0
+        for (set_name, provider), sources in todo.items():
+            one_set = self._sets[set_name]
+            part = one_set.parts[provider]
+            groups: Mapping[str, TargetGroup] = {} if (set_name, provider) in gone else base.groups_of(provider)
+            before = len(one_set.faulty)
+            for source in {**part.entries, **groups} if sources is None else sources:
+                done = one_set.update(part, source, groups.get(source))
+                count += done
+                if count >= _PAUSE:
+                    count = 0
+                    yield
+            if len(one_set.faulty) > before:
+                self._tell_of_errors(set_name, one_set)
+        changed: dict[str, tuple[Groups, list[str]]] = {}
+        for one_set in self._sets.values() if gone or layout is not self._layout else self._affected(todo):
+            yield from self._show(one_set, changed)
+        for set_name, provider in gone:
+            del self._sets[set_name].parts[provider]
+        self._finish(base, layout, changed)
+        self._done = base.revision
+
+    def _affected(self, todo: Iterable[tuple[str, str]]) -> list[_Set]:
+        return [self._sets[set_name] for set_name in dict.fromkeys([set_name for set_name, _ in todo])]
+
+    def _arrange(
+        self, base: Layout, labelings: Labelings, todo: dict[tuple[str, str], Collection[str] | None]
+    ) -> tuple[Layout, set[tuple[str, str]]]:
+        """Return the layout of the parts, and which parts are gone; add to ``todo`` those to be done as a whole."""
+        gone = {(set_name, provider) for set_name, one_set in self._sets.items() for provider in one_set.parts}
+        sets: dict[str, tuple[str, ...]] = {}
+        labelers: dict[int, Labeler] = {}  # made once for all parts of a set, by the identity of what makes them
+        for set_name in base.order:
+            providers = [p for p in base.providers[set_name] if (set_name, p) in labelings]
+            if not providers and base.providers[set_name]:
+                continue  # restored, and not configured yet
+            one_set = self._sets.setdefault(set_name, _Set())
+            for position, provider in enumerate(providers):
+                key = set_name, provider
+                labeling = labelings[key]
+                part = one_set.parts.get(provider)
+                if part is None:
+                    part = one_set.parts[provider] = _Part(f"{set_name}\0{provider}")
+                    todo[key] = None
+                if part.labeling != labeling:
+                    if labeling is not None and id(labeling) not in labelers:
+                        labelers[id(labeling)] = labeling.labeler()
+                    part.labeling, part.labeler = labeling, None if labeling is None else labelers[id(labeling)]
+                    todo[key] = None
+                if part.position != position:
+                    part.position = position
+                    one_set.reorder()
+                gone.discard(key)
+            sets[set_name] = tuple([one_set.parts[provider].name for provider in providers])
+        todo.update(dict.fromkeys(gone))
+        return self._layout.followed_by(sets), gone
+
+    def _show(self, one_set: _Set, changed: dict[str, tuple[Groups, list[str]]]) -> Iterator[None]:
+        """Add to ``changed`` what each part of a set shows now, and the sources that differ."""
+        one_set.settle()
+        dirty: dict[_Part, dict[str, None]] = {}
+        for entry in one_set.dirty:
+            dirty.setdefault(entry.part, {})[entry.source] = None
+        one_set.dirty.clear()
+        for part, sources in dirty.items():
+            held, differing = self._providers.get(part.name, NO_GROUPS), list[str]()
+            remaining = iter(sources)
+            while some := [one_set.shown(part, source) for source in islice(remaining, _MERGED)]:
+                held, found, _ = held.merged(some)
+                differing.extend(found)
+                yield
+            if differing:
+                changed[part.name] = held, differing
+
+    def _finish(self, base: Snapshot, layout: Layout, changed: Mapping[str, tuple[Groups, list[str]]]) -> None:
+        """Make what was worked out visible, in one revision."""
+        self._sets = {set_name: one_set for set_name, one_set in self._sets.items() if set_name in layout.providers}
+        before = self._visible_order(self._layout) if layout is not self._layout else []
+        for name, (groups, sources) in changed.items():
+            self._providers = self._providers.set(name, groups)
+            if not groups.targets:
+                self._providers = self._providers.delete(name)
+            self._note_change(name, sources)
+        stale = self._stale
+        if layout is not self._layout or base.stale_providers is not self._base_stale:
+            self._base_stale = base.stale_providers
+            stale = Map(
+                {
+                    part.name: base.stale_providers[provider]
+                    for one_set in self._sets.values()
+                    for provider, part in one_set.parts.items()
+                    if provider in base.stale_providers
+                }
+            )
+        differs = bool(changed) or stale != self._stale
+        if layout is not self._layout:
+            differs |= self._visible_order(layout) != before
+        self._layout, self._stale = layout, stale
+        if differs:
+            self._publish(base.revision)
+
+    def _visible_order(self, layout: Layout) -> list[tuple[str, list[str]]]:
+        """Return the sets in order, each with its parts that have something to show."""
+        return [(name, [part for part in layout.providers[name] if part in self._providers]) for name in layout.order]
+
+    def _tell_of_errors(self, set_name: str, one_set: _Set) -> None:
+        found = one_set.statistics()
+        logger.warning(
+            "manager %s: %d targets of %s can't be used: %s",
+            self._name,
+            found.unusable,
+            set_name,
+            "; ".join(found.errors),
+        )
