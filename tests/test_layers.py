@@ -25,6 +25,7 @@ FLOORS = {
     "durations": 0,
     "secrets": 0,
     "tls": 0,
+    "http_config": 0,
     "targets": 0,
     "regexes": 0,
     "relabel": 0,
@@ -39,6 +40,7 @@ FLOORS = {
     "state": 2,
     "provider": 3,
     "subscription": 3,
+    "relabeled": 3,
     "state_file": 3,
     "last_known_good": 3,
     "manager": 4,
@@ -66,6 +68,10 @@ NEIGHBOURS = {
     ("tls", "messages"),
     ("tls", "errors"),
     ("tls", "secrets"),
+    ("http_config", "errors"),
+    ("http_config", "messages"),
+    ("http_config", "secrets"),
+    ("http_config", "tls"),
     ("target_labels", "messages"),
     ("target_labels", "durations"),
     ("target_labels", "targets"),
@@ -75,6 +81,7 @@ NEIGHBOURS = {
     ("set_configs", "discoverer"),
     ("store", "snapshots"),
     ("state_file", "subscription"),
+    ("relabeled", "subscription"),
 }
 """Rooms of one floor of which the first may import the second."""
 

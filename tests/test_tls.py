@@ -323,6 +323,16 @@ def test_a_section() -> None:
     assert "hunter2" not in repr(config)
 
 
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [(TLSConfig(ca_ref="r"), "ca_ref"), (TLSConfig(cert_ref="r"), "cert_ref"), (TLSConfig(key_ref="r"), "key_ref")],
+)
+def test_there_is_no_secret_manager_to_ask(config: TLSConfig, name: str) -> None:
+    with pytest.raises(TLSError) as caught:
+        config.context()
+    assert str(caught.value) == f'can\'t use {name} "r": there is no secret manager to ask'
+
+
 def test_relative_paths_are_those_of_the_configuration() -> None:
     config = TLSConfig(ca_file="ca.crt", cert_file="/c.crt", key_file="sub/c.key", server_name="s")
     assert config.with_directory("/dir") == replace(config, ca_file="/dir/ca.crt", key_file="/dir/sub/c.key")
@@ -333,9 +343,9 @@ def test_relative_paths_are_those_of_the_configuration() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{ca: a, ca_file: b}", "1:18: ca_file: at most one of ca & ca_file must be configured"),
-        ("{cert: a, cert_file: b, key: k}", "1:22: cert_file: at most one of cert & cert_file must be configured"),
-        ("{cert: a, key: k, key_file: b}", "1:29: key_file: at most one of key & key_file must be configured"),
+        ("{ca: a, ca_file: b}", "1:18: ca_file: at most one of ca, ca_file & ca_ref must be configured"),
+        ("{cert: a, cert_file: b, key: k}", "1:22: cert_file: at most one of cert, cert_file & cert_ref must be"),
+        ("{cert: a, key: k, key_ref: b}", "1:28: key_ref: at most one of key, key_file & key_ref must be configured"),
         (
             "{cert_file: a}",
             "1:1: exactly one of key or key_file must be configured when a client certificate is configured",
@@ -364,6 +374,6 @@ def test_sections_that_are_refused(text: str, message: str) -> None:
 
 def test_the_keys_are_those_of_prometheus() -> None:
     assert {field.name for field in fields(TLSConfig)} == {
-        *("ca", "ca_file", "cert", "cert_file", "key", "key_file"),
+        *("ca", "ca_file", "ca_ref", "cert", "cert_file", "cert_ref", "key", "key_file", "key_ref"),
         *("server_name", "insecure_skip_verify", "min_version", "max_version"),
     }

@@ -42,10 +42,13 @@ class TLSConfig:
     Attributes:
       ca: certificates to trust instead of the system's, as PEM.
       ca_file: a file of them.
+      ca_ref: what a secret manager calls them. Neither Prometheus nor this package has one.
       cert: the certificate to show to servers, with those that link it to its authority, as PEM.
       cert_file: a file of it.
+      cert_ref: what a secret manager calls it.
       key: the private key of that certificate, as PEM, without a passphrase.
       key_file: a file of it.
+      key_ref: what a secret manager calls it.
       server_name: the name that the server's certificate must have; that of the host if empty.
       insecure_skip_verify: whether any certificate of a server will do.
       min_version: the oldest version to speak; TLS 1.2 if ``None``. The system's OpenSSL may still refuse older ones.
@@ -54,10 +57,13 @@ class TLSConfig:
 
     ca: str = ""
     ca_file: str = ""
+    ca_ref: str = ""
     cert: str = ""
     cert_file: str = ""
+    cert_ref: str = ""
     key: Secret = _NO_SECRET
     key_file: str = ""
+    key_ref: str = ""
     server_name: str = ""
     insecure_skip_verify: bool = False
     min_version: _Version | None = None
@@ -70,13 +76,12 @@ class TLSConfig:
           FieldError: something is given twice, a certificate has no key or a key no certificate, or no version is
             both new and old enough.
         """
-        if self.ca and self.ca_file:
-            raise FieldError("ca_file", "at most one of ca & ca_file must be configured")
-        if self.cert and self.cert_file:
-            raise FieldError("cert_file", "at most one of cert & cert_file must be configured")
-        if self.key and self.key_file:
-            raise FieldError("key_file", "at most one of key & key_file must be configured")
-        has_cert, has_key = bool(self.cert or self.cert_file), bool(self.key or self.key_file)
+        for name in "ca", "cert", "key":
+            given = [field for field in (name, f"{name}_file", f"{name}_ref") if getattr(self, field)]
+            if len(given) > 1:
+                raise FieldError(given[1], f"at most one of {name}, {name}_file & {name}_ref must be configured")
+        has_cert = bool(self.cert or self.cert_file or self.cert_ref)
+        has_key = bool(self.key or self.key_file or self.key_ref)
         if has_cert and not has_key:
             message = "exactly one of key or key_file must be configured when a client certificate is configured"
             raise FieldError(None, message)
@@ -106,8 +111,12 @@ class TLSConfig:
         host's, as ``server_hostname`` where a connection is wrapped.
 
         Raises:
-          TLSError: a file can't be read, or what it holds can't be used. Names the file, and shows nothing of it.
+          TLSError: a file can't be read, or what it holds can't be used; or there is only a name, and no secret
+            manager to ask. Names the file, and shows nothing of it.
         """
+        for name in "ca_ref", "cert_ref", "key_ref":
+            if ref := getattr(self, name):
+                raise TLSError(f"can't use {name} {quote(ref)}: there is no secret manager to ask")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = _VERSIONS[self.min_version or "TLS12"]
         if self.max_version:

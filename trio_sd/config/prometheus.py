@@ -1,7 +1,7 @@
 """The dialect: a Prometheus configuration file, and the files that it includes.
 
-What concerns discovery and the labels of targets is read; every other section that Prometheus knows is known here as
-well, and passed over. A key that nobody knows is an error, so that no typing mistake is taken for a wish.
+What concerns discovery and the labels of targets is read; everything else that Prometheus reads is checked as well, and
+not kept. A key that nobody knows is an error, so that no typing mistake is taken for a wish.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from types import MappingProxyType
-from typing import Final, Literal, Self, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from ..discoverer import DiscovererConfig, Registry
 from ..durations import Duration
 from ..errors import ConfigError, FieldError, Position
+from ..http_config import HTTPClientConfig
 from ..limits import Limits
 from ..messages import item_path, key_path, quote
 from ..relabel import NameScheme, RelabelConfig, Relabeler
@@ -28,7 +28,9 @@ from ..target_labels import AlertmanagerLabeler, TargetLabeler
 from .decode import IGNORED, Ignored, decode
 from .frozen import FrozenMapping
 from .groups import decode_labels
-from .nodes import MappingNode, Node, Scalar, SequenceNode, describe, is_null, parse_yaml
+from .nodes import MappingNode, Node, Scalar, is_null, parse_yaml
+from .sections import SigV4, check_other_sections
+from .shared import Count, Size, items_of, no_section, relabel_rules, sections_of, value_of
 
 __all__ = [
     "DISCOVERY_KEYS",
@@ -86,9 +88,6 @@ DISCOVERY_KEYS: Final = frozenset(
 """The keys of every mechanism that Prometheus has, whether there is one here or not."""
 
 _FILE_PATTERN: Final = re.compile(r"[^*]*(\*[^/]*)?")  # a star in the last element of the path only
-_SIZE: Final = re.compile(
-    r"[-+]?(0|(([0-9]+\.?[0-9]*|\.[0-9]+)([KMGTPE]?B))+|(([0-9]+\.?[0-9]*|\.[0-9]+)([KMGTPE]iB|B))+)"
-)
 
 _Protocol: TypeAlias = Literal[
     "OpenMetricsText0.0.1", "OpenMetricsText1.0.0", "PrometheusProto", "PrometheusText0.0.4", "PrometheusText1.0.0"
@@ -98,6 +97,9 @@ _Escaping: TypeAlias = Literal["", "allow-utf-8", "underscores", "dots", "values
 
 _NO_PARAMS: Final[Mapping[str, tuple[str, ...]]] = FrozenMapping()
 _NO_DIGESTS: Final[Mapping[str, str]] = FrozenMapping()
+_NO_COUNT: Final = Count()
+_NO_SIZE: Final = Size()
+_NULL_IS_EMPTY: Final = MappingProxyType({"null": "empty"})  # as in Go: `scheme:` without a value is empty
 _NO_TIME: Final = Duration()  # as in Prometheus, a time of zero says nothing
 _MINUTE: Final = Duration.of("1m")
 _TEN_SECONDS: Final = Duration.of("10s")
@@ -259,36 +261,6 @@ def _require_regular(file: str) -> None:
 # The sections of a file, as they are written. Null and zero leave a choice to `global`, or to the default.
 
 
-class _Count(int):
-    """A whole number that is not negative."""
-
-    __slots__ = ()
-
-    @classmethod
-    def decode(cls, node: Node, path: str) -> Self:
-        count = decode(node, int, path=path)
-        if count < 0:
-            raise node.error(f"found {describe(node)}, expected a whole number that is not negative", path)
-        return cls(count)
-
-
-class _Size(str):
-    """A size such as ``15MB``. Nothing here needs the number."""
-
-    __slots__ = ()
-
-    @classmethod
-    def decode(cls, node: Node, path: str) -> Self:
-        text = decode(node, str, path=path)
-        if text and not _SIZE.fullmatch(text):
-            raise node.error(f"found {describe(node)}, expected a size with its unit, such as 15MB", path)
-        return cls(text)
-
-
-_NO_COUNT: Final = _Count()
-_NO_SIZE: Final = _Size()
-
-
 @dataclass(frozen=True, kw_only=True)
 class _ScrapeDefaults:
     """What ``global`` and a scrape configuration both have."""
@@ -303,13 +275,13 @@ class _ScrapeDefaults:
     metric_name_validation_scheme: _Validation = ""
     metric_name_escaping_scheme: _Escaping = ""
     scrape_failure_log_file: str = ""
-    body_size_limit: _Size = _NO_SIZE
-    sample_limit: _Count = _NO_COUNT
-    target_limit: _Count = _NO_COUNT
-    label_limit: _Count = _NO_COUNT
-    label_name_length_limit: _Count = _NO_COUNT
-    label_value_length_limit: _Count = _NO_COUNT
-    keep_dropped_targets: _Count = _NO_COUNT
+    body_size_limit: Size = _NO_SIZE
+    sample_limit: Count = _NO_COUNT
+    target_limit: Count = _NO_COUNT
+    label_limit: Count = _NO_COUNT
+    label_name_length_limit: Count = _NO_COUNT
+    label_value_length_limit: Count = _NO_COUNT
+    keep_dropped_targets: Count = _NO_COUNT
 
     def validate(self) -> None:
         """Check the protocols; an empty list is not the same as none."""
@@ -348,50 +320,42 @@ _DEFAULT_GLOBAL: Final = _Global()
 
 
 @dataclass(frozen=True, kw_only=True)
-class _HTTPClient:
-    """The keys by which a section says how to speak HTTP."""
-
-    basic_auth: Ignored = IGNORED
-    authorization: Ignored = IGNORED
-    oauth2: Ignored = IGNORED
-    bearer_token: Ignored = IGNORED
-    bearer_token_file: Ignored = IGNORED
-    tls_config: Ignored = IGNORED
-    follow_redirects: bool = True
-    enable_http2: bool = True
-    http_headers: Ignored = IGNORED
-    proxy_url: Ignored = IGNORED
-    no_proxy: Ignored = IGNORED
-    proxy_from_environment: bool = False
-    proxy_connect_header: Ignored = IGNORED
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Scrape(_ScrapeDefaults, _HTTPClient):
+class _Scrape(_ScrapeDefaults, HTTPClientConfig):
     job_name: str = ""
-    scheme: str = "http"
-    metrics_path: str = "/metrics"
+    scheme: str = field(default="http", metadata=_NULL_IS_EMPTY)
+    metrics_path: str = field(default="/metrics", metadata=_NULL_IS_EMPTY)
     params: Mapping[str, tuple[str, ...]] = _NO_PARAMS
     honor_labels: bool = False
     honor_timestamps: bool = True
     track_timestamps_staleness: bool = False
     enable_compression: bool = True
     fallback_scrape_protocol: Literal["", _Protocol] = ""
-    native_histogram_bucket_limit: _Count = _NO_COUNT
+    native_histogram_bucket_limit: Count = _NO_COUNT
     native_histogram_min_bucket_factor: float = 0
     relabel_configs: Ignored = IGNORED  # as all rules: read where the scheme of label names is known
     metric_relabel_configs: Ignored = IGNORED
 
+    def validate(self) -> None:
+        """Check what both bases check."""
+        _ScrapeDefaults.validate(self)
+        HTTPClientConfig.validate(self)
+
 
 @dataclass(frozen=True, kw_only=True)
-class _Alertmanager(_HTTPClient):
-    sigv4: Ignored = IGNORED
-    scheme: str = "http"
+class _Alertmanager(HTTPClientConfig):
+    sigv4: SigV4 | None = None
+    scheme: str = field(default="http", metadata=_NULL_IS_EMPTY)
     path_prefix: str = ""
     timeout: Duration = _TEN_SECONDS
     api_version: Literal["v2"] = "v2"
     relabel_configs: Ignored = IGNORED
     alert_relabel_configs: Ignored = IGNORED
+
+    def validate(self) -> None:
+        """Check that there is one way at the most to say who to be."""
+        super().validate()
+        if self.sigv4 is not None and self.authentication:
+            raise FieldError("sigv4", "at most one of basic_auth, authorization, oauth2, & sigv4 must be configured")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -402,7 +366,7 @@ class _Alerting:
 
 @dataclass(frozen=True, kw_only=True)
 class _Main:
-    """A whole file. What is marked as passed over and needs a registry is read by :class:`_Loading`."""
+    """A whole file. What is marked as passed over is read by :class:`_Loading`, which knows what that needs."""
 
     defaults: _Global = field(default=_DEFAULT_GLOBAL, metadata={"key": "global"})
     scrape_configs: Ignored = IGNORED
@@ -473,11 +437,12 @@ class _Loading:
     def _main(self, root: Node, directory: str) -> None:
         main = decode(root, _Main)
         self._defaults = main.defaults
-        _check_external_labels(_value(root, "global"), main.defaults)
+        _check_external_labels(value_of(root, "global"), main.defaults)
+        check_other_sections(root, main.defaults.metric_name_validation_scheme or "utf8")
         self._scrape_configs(root, directory)
         for index, pattern in enumerate(main.scrape_config_files):
             self._include(root, index, os.path.join(directory, pattern) if pattern else pattern)
-        self._alerting(_value(root, "alerting"), directory)
+        self._alerting(value_of(root, "alerting"), directory)
 
     def _include(self, root: Node, index: int, pattern: str) -> None:
         self._patterns.append(os.path.abspath(pattern))
@@ -486,7 +451,7 @@ class _Loading:
         try:
             files = _matches(pattern)
         except OSError as error:  # a directory that can't be read is not an empty one
-            named = _items(_value(root, "scrape_config_files"), "")[index]
+            named = items_of(value_of(root, "scrape_config_files"), "")[index]
             raise named.error(f"can't read {quote(error.filename)}: {error.strerror}", place) from None
         if not files:
             self._notes.append(f"{place}: {quote(pattern)} matches no file")
@@ -495,7 +460,7 @@ class _Loading:
                 _require_regular(file)
                 text = _read(file, self._limits)
             except ConfigError as error:
-                named = _items(_value(root, "scrape_config_files"), "")[index]
+                named = items_of(value_of(root, "scrape_config_files"), "")[index]
                 raise named.error(error.message, place) from None
             included = self._parse(text, file)
             if included is not None:
@@ -503,9 +468,9 @@ class _Loading:
                 self._scrape_configs(included, os.path.dirname(file))
 
     def _scrape_configs(self, root: Node, directory: str) -> None:
-        for path, node in _sections(_value(root, "scrape_configs"), "scrape_configs"):
+        for path, node in sections_of(value_of(root, "scrape_configs"), "scrape_configs"):
             if type(node) is not MappingNode:
-                raise _no_section(node, path, "scrape config")
+                raise no_section(node, path, "scrape config")
             self._job(node, path, directory)
 
     def _job(self, node: MappingNode, path: str, directory: str) -> None:
@@ -516,10 +481,10 @@ class _Loading:
         if not name:
             raise ConfigError("job_name is empty", place, name_path)
         scheme = _name_scheme(section, self._defaults)
-        rules, positions = _relabel_rules(
+        rules, positions = relabel_rules(
             node, path, "relabel_configs", "target relabeling rule in scrape config", scheme
         )
-        _relabel_rules(node, path, "metric_relabel_configs", "metric relabeling rule in scrape config", scheme)
+        relabel_rules(node, path, "metric_relabel_configs", "metric relabeling rule in scrape config", scheme)
         job = _job_of(section, self._defaults, node, path)
         job = replace(job, relabel_configs=rules, rule_positions=positions, name_scheme=scheme)
         _check_metric_names(section, self._defaults, node, path)
@@ -534,16 +499,16 @@ class _Loading:
         if type(alerting) is not MappingNode:
             return
         scheme: NameScheme = self._defaults.metric_name_validation_scheme or "utf8"
-        _relabel_rules(alerting, "alerting", "alert_relabel_configs", "alert relabeling rule", scheme)
-        managers = _sections(alerting.get("alertmanagers"), "alerting.alertmanagers")
+        relabel_rules(alerting, "alerting", "alert_relabel_configs", "alert relabeling rule", scheme)
+        managers = sections_of(alerting.get("alertmanagers"), "alerting.alertmanagers")
         for index, (path, node) in enumerate(managers):
             if type(node) is not MappingNode:
-                raise _no_section(node, path, "alertmanager config")
+                raise no_section(node, path, "alertmanager config")
             section = decode(node, _Alertmanager, path=path, elsewhere=self._known)
-            rules, positions = _relabel_rules(
+            rules, positions = relabel_rules(
                 node, path, "relabel_configs", "Alertmanager target relabeling rule", scheme
             )
-            _relabel_rules(node, path, "alert_relabel_configs", "Alertmanager alert relabeling rule", scheme)
+            relabel_rules(node, path, "alert_relabel_configs", "Alertmanager alert relabeling rule", scheme)
             name = f"config-{index}"
             self._notify[name] = tuple(self._discovery(node, path, directory))
             self._alertmanagers[name] = AlertmanagerSection(
@@ -565,13 +530,13 @@ class _Loading:
                     f"{key.text} is not supported yet, expected one of: {', '.join(self._registry)}",
                     key_path(path, key.text),
                 )
-        if not _items(section.get("relabel_configs"), key_path(path, "relabel_configs")):
+        if not items_of(section.get("relabel_configs"), key_path(path, "relabel_configs")):
             _refuse_urls(section.get(_STATIC_KEY), key_path(path, _STATIC_KEY))
 
     def _configs(self, key: str, value: Node, path: str) -> tuple[DiscovererConfig, ...]:
         mechanism = self._registry[key]
         items: list[DiscovererConfig] = []
-        for place, item in _sections(value, path):
+        for place, item in sections_of(value, path):
             if is_null(item):
                 raise item.error(f"empty or null section in {key}", place)
             items.append(decode(item, mechanism, path=place))
@@ -581,56 +546,16 @@ class _Loading:
             raise value.error(str(error), path) from None
 
 
-def _value(node: Node | None, key: str) -> Node | None:
-    return node.get(key) if type(node) is MappingNode else None
-
-
 def _place(node: MappingNode, key: str) -> Position:
     """Return where the value of ``key`` is, or the mapping that has no such key."""
     return (node.get(key) or node).position
 
 
-def _sections(node: Node | None, path: str) -> list[tuple[str, Node]]:
-    """Return the items of a list, each with its document path."""
-    return [(item_path(path, index), item) for index, item in enumerate(_items(node, path))]
-
-
-def _items(node: Node | None, path: str) -> list[Node]:
-    if node is None or is_null(node):
-        return []
-    if type(node) is not SequenceNode:
-        raise node.error(f"found {describe(node)}, expected a list", path)
-    return node.items
-
-
-def _no_section(node: Node, path: str, name: str) -> ConfigError:
-    if is_null(node):
-        return node.error(f"empty or null {name} section", path)
-    return node.error(f"found {describe(node)}, expected a mapping", path)
-
-
-def _relabel_rules(
-    node: MappingNode, path: str, key: str, what: str, scheme: NameScheme
-) -> tuple[tuple[RelabelConfig, ...], tuple[Position, ...]]:
-    """Return the rules under ``key``, and where they stand; ``what`` they are is told where one is missing."""
-    rules, positions = [], []
-    for place, item in _sections(node.get(key), key_path(path, key)):
-        if is_null(item):
-            raise item.error(f"empty or null {what}", place)
-        rules.append(decode(item, RelabelConfig, path=place, check=partial(_check_rule, item, scheme)))
-        positions.append(item.position)
-    return tuple(rules), tuple(positions)
-
-
-def _check_rule(node: Node, scheme: NameScheme, rule: RelabelConfig) -> None:
-    rule.validate(scheme, given={name.text for name, _ in node.entries} if type(node) is MappingNode else ())
-
-
 def _refuse_urls(static: Node | None, path: str) -> None:
     """Refuse targets that are URLs rather than addresses; with rules to relabel them they may become addresses."""
-    for place, group in _sections(static, path):
+    for place, group in sections_of(static, path):
         targets = key_path(place, "targets")
-        for item_place, item in _sections(_value(group, "targets"), targets):
+        for item_place, item in sections_of(value_of(group, "targets"), targets):
             if type(item) is Scalar and "/" in item.text:
                 raise item.error(
                     f"{quote(item.text)} is not a valid hostname; expected host:port, without a scheme or a path",
@@ -639,7 +564,7 @@ def _refuse_urls(static: Node | None, path: str) -> None:
 
 
 def _check_external_labels(node: Node | None, defaults: _Global) -> None:
-    labels = _value(node, "external_labels")
+    labels = value_of(node, "external_labels")
     if labels is not None:
         any_name = defaults.metric_name_validation_scheme != "legacy"
         decode_labels(labels, "global.external_labels", any_name=any_name)
