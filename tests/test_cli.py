@@ -95,10 +95,11 @@ def test_check_names_the_provider_that_has_not_reported(tmp_path: Path) -> None:
     assert json.loads(done.stdout) == []
 
 
-def test_check_tells_of_a_pattern_that_matches_nothing(tmp_path: Path) -> None:
+def test_check_fails_when_nothing_was_discovered(tmp_path: Path) -> None:
     done = run_command("check", write(tmp_path / "p.yml", FILES))
-    assert done.returncode == 0
-    assert "targets/*.json" in done.stderr
+    assert done.returncode == 2
+    assert "targets/*.json: no file matches" in done.stderr
+    assert "no target was discovered for web" in done.stderr
     assert json.loads(done.stdout) == []
 
 

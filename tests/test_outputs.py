@@ -23,7 +23,8 @@ from trio_sd.outputs.check import check_document, check_rows, checked_targets
 from trio_sd.outputs.jsonl import encode_update
 from trio_sd.outputs.logfmt import LogfmtFormatter
 from trio_sd.outputs.screen import Screen
-from trio_sd.outputs.table import printable, render, rows_table, targets_table
+from trio_sd.outputs.table import render, rows_table, targets_table
+from trio_sd.outputs.text import printable
 from trio_sd.reload import ReloadStatistics
 from trio_sd.snapshots import SetChanges
 from trio_sd.testing import FakeDiscoverer, group
@@ -139,7 +140,7 @@ scrape_configs:
     config = load_config(path)
     async with open_manager(config.scrape) as manager:
         await manager.wait_synced()
-        jobs = checked_targets(config, manager.snapshot())
+        jobs = checked_targets(config.scrape, manager.snapshot())
     assert [(row[1], row[2]) for row in check_rows(jobs)] == [("a:1", "ok"), ("drop:1", "dropped"), ("url:1", "error")]
     document = json.loads(check_document(jobs))
     assert [entry["labels"].get("instance") for entry in document] == ["a:1", None, None]

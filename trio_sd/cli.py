@@ -1,7 +1,7 @@
-"""The ``trio-sd`` command: ``check``, ``run`` and ``demo``.
+"""The ``trio-sd`` command: ``check``, ``explain``, ``config-diff``, ``run`` and ``demo``.
 
 Results go to stdout, everything else to stderr. Exit status: 0 all is well; 1 the configuration or the command line
-can't be used, or a demo failed; 2 ``check`` did not hear of every provider in time.
+can't be used, or a demo failed; 2 ``check`` or ``explain`` did not hear of every provider in time, or found nothing.
 """
 
 from __future__ import annotations
@@ -21,14 +21,18 @@ import click
 import trio
 
 from . import __version__
-from .config import Duration
+from .config import Config, Duration
 from .errors import ConfigError, TrioSDError
 from .manager import Manager, open_manager
 from .outputs.check import check_document, check_rows, checked_targets
+from .outputs.config_diff import config_differences, diff_document, diff_rows, diff_summary
+from .outputs.explain import TargetFilter, explain_document, explain_text, explained_targets
 from .outputs.health import health_lines, reloads_line
 from .outputs.jsonl import JsonLines
 from .outputs.logfmt import LogfmtFormatter
 from .reload import Reloader, load
+from .set_configs import SetConfigs
+from .snapshots import Snapshot
 
 __all__ = ["main"]
 
@@ -38,7 +42,7 @@ health_logger = logging.getLogger("trio_sd.health")
 MANAGERS = ("scrape", "notify")
 
 EXIT_UNUSABLE = 1
-EXIT_TIMEOUT = 2
+EXIT_INCOMPLETE = 2
 
 _STDOUT = 1  # the descriptor; sys.stdout is None where it is closed
 
@@ -58,6 +62,30 @@ def _optional_duration(context: click.Context, parameter: click.Parameter, text:
     return None if text is None else _duration(context, parameter, text)
 
 
+def _labels(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    labels = [text.partition("=") for text in texts]
+    for name, sign, _ in labels:
+        if not (name and sign):
+            raise click.BadParameter(f"found {name!r}, expected NAME=VALUE")
+    return tuple([(name, value) for name, _, value in labels])
+
+
+_TIMEOUT_OPTION = click.option(
+    "--timeout",
+    metavar="DURATION",
+    callback=_duration,
+    default="30s",
+    show_default=True,
+    help="How long to wait for slow providers.",
+)
+_FORMAT_OPTION = click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["table", "json"]),
+    help="Default: a table on a terminal, JSON elsewhere.",
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="trio-sd")
 @click.option(
@@ -75,6 +103,8 @@ def cli(log_level: str) -> None:
       trio-sd demo                            see it work, on nothing but itself
       trio-sd check prometheus.yml            find every target once, then end
       trio-sd check prometheus.yml node web   the same for two jobs
+      trio-sd explain prometheus.yml node     what each relabeling rule does to each target
+      trio-sd config-diff old.yml new.yml     what a reload would start, stop and keep
       trio-sd run prometheus.yml              watch targets come and go
       pkill -HUP -x trio-sd                   reload the configuration
       pkill -USR1 -x trio-sd                  log how everything fares
@@ -89,31 +119,20 @@ def cli(log_level: str) -> None:
 @cli.command()
 @_CONFIG_ARGUMENT
 @click.argument("jobs", nargs=-1)
-@click.option(
-    "--timeout",
-    metavar="DURATION",
-    callback=_duration,
-    default="30s",
-    show_default=True,
-    help="How long to wait for slow providers.",
-)
-@click.option(
-    "--format",
-    "format_",
-    type=click.Choice(["table", "json"]),
-    help="Default: a table on a terminal, JSON elsewhere.",
-)
+@_TIMEOUT_OPTION
+@_FORMAT_OPTION
 def check(config: str, jobs: tuple[str, ...], timeout: Duration, format_: str | None) -> int:
     """Find the targets of CONFIG once and print them, of every job or of the named JOBS.
 
     Ends as soon as every provider has reported its first full set. The JSON is what "promtool check
-    service-discovery" prints; of several jobs, an object with one such list under each job's name.
+    service-discovery" prints; of several jobs, an object with one such list under each job's name. Alertmanagers
+    are found under the names config-0, config-1 and so on.
 
     \b
     Exit status:
-      0  every provider has reported
+      0  every provider has reported, and there are targets
       1  the configuration can't be used, or has no such job
-      2  some provider had not reported at the timeout; stderr names it
+      2  some provider had not reported at the timeout, or no target was discovered at all; stderr says so
 
     \b
     Examples:
@@ -125,15 +144,143 @@ def check(config: str, jobs: tuple[str, ...], timeout: Duration, format_: str | 
 
 
 async def _check(path: str, jobs: tuple[str, ...], patience: float, format_: str) -> int:
+    found = await _discover(path, jobs, patience)
+    jobs_checked = checked_targets(found.configs, found.snapshot)
+    if format_ == "json":
+        click.echo(check_document(jobs_checked))
+    else:
+        click.echo(_table(("JOB", "TARGET", "STATE", "LABELS"), check_rows(jobs_checked)))
+    return 0 if found.complete else EXIT_INCOMPLETE
+
+
+@cli.command()
+@_CONFIG_ARGUMENT
+@click.argument("job")
+@click.option(
+    "--target",
+    "addresses",
+    metavar="ADDRESS",
+    multiple=True,
+    help="Only targets with this address or instance, before or after relabeling. May be given again.",
+)
+@click.option(
+    "--label",
+    "labels",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=_labels,
+    help="Only targets with this label, before or after relabeling. May be given again: then with all of them.",
+)
+@_TIMEOUT_OPTION
+@_FORMAT_OPTION
+def explain(
+    config: str,
+    job: str,
+    addresses: tuple[str, ...],
+    labels: tuple[tuple[str, str], ...],
+    timeout: Duration,
+    format_: str | None,
+) -> int:
+    """Find the targets of JOB once, and show what each relabeling rule did to each of them.
+
+    For every target: the labels that it was discovered with, each rule with its place in the file, what the rule
+    looked at and what it changed, and what became of the target. A "duplicate" has the final labels of another one.
+
+    \b
+    Exit status:
+      0  every provider has reported, and there are such targets
+      1  the configuration can't be used, or has no such job
+      2  some provider had not reported at the timeout, or there is no such target; stderr says so
+
+    \b
+    Examples:
+      trio-sd explain prometheus.yml node
+      trio-sd explain prometheus.yml node --target web-1:9100
+      trio-sd explain prometheus.yml node --label env=test --format json | jq '.[].steps[] | select(.kept | not)'
+    """
+    chosen = TargetFilter(addresses, labels)
+    return trio.run(_explain, config, job, chosen, timeout.seconds, format_ or _table_or("json"))
+
+
+async def _explain(path: str, job: str, chosen: TargetFilter, patience: float, format_: str) -> int:
+    found = await _discover(path, (job,), patience)
+    section = found.config.jobs.get(job) or found.config.alertmanagers[job]
+    every = explained_targets(found.snapshot[job], section.labeler())
+    targets = [target for target in every if chosen.admits(target)]
+    if found.complete and not targets:
+        logger.error("no target of %s matches", job)
+    if format_ == "json":
+        click.echo(explain_document(targets, section.rule_positions))
+    elif targets:
+        click.echo(explain_text(targets, section.rule_positions, partial(_table, fold=True)))
+    return 0 if found.complete and targets else EXIT_INCOMPLETE
+
+
+@cli.command("config-diff")
+@click.argument("old", type=click.Path(dir_okay=False))
+@click.argument("new", type=click.Path(dir_okay=False))
+@_FORMAT_OPTION
+def config_diff(old: str, new: str, format_: str | None) -> None:
+    """Show which sets and providers a reload from the configuration OLD to NEW would start, stop or keep.
+
+    Nothing is discovered. Relative paths are taken from the directory of each file. A provider "keeps" if its
+    configuration is equal: it is restarted, and its targets stay shown meanwhile. One that "joins" or "leaves" a set
+    goes on in other sets. "labels" says that targets get other labels, because the rules or other settings of the
+    section differ.
+
+    \b
+    Exit status:
+      0  the differences were shown, if there are any
+      1  one of the configurations can't be used
+
+    \b
+    Examples:
+      trio-sd config-diff /etc/prometheus/prometheus.yml new.yml
+      git show HEAD:prometheus.yml > old.yml && trio-sd config-diff old.yml prometheus.yml
+      trio-sd config-diff old.yml new.yml --format json | jq '.[] | select(.state == "removed").set'
+    """
+    trio.run(_config_diff, old, new, format_ or _table_or("json"))
+
+
+async def _config_diff(old: str, new: str, format_: str) -> None:
+    differences = config_differences(await load(old), await load(new))
+    if format_ == "json":
+        click.echo(diff_document(differences))
+    else:
+        click.echo(_table(("MANAGER", "SET", "IS", "PROVIDER", "WHICH"), diff_rows(differences)))
+        click.echo(diff_summary(differences))
+
+
+@dataclass(frozen=True)
+class _Discovered:
+    """What was found once.
+
+    Attributes:
+      config: the whole configuration.
+      configs: the sets that were asked for.
+      snapshot: what was found of them.
+      complete: whether every provider has reported, and there are targets, unless nothing is configured.
+    """
+
+    config: Config
+    configs: SetConfigs
+    snapshot: Snapshot
+    complete: bool
+
+
+async def _discover(path: str, names: Sequence[str], patience: float) -> _Discovered:
+    """Discover the targets of the named sets once, of all jobs if there are no names; log what can't be found out."""
     config = await load(path)
     for note in config.notes:
         logger.warning("%s: %s", path, note)
-    unknown = [job for job in jobs if job not in config.scrape]
+    known = {**config.notify, **config.scrape}
+    unknown = [name for name in names if name not in known]
     if unknown:
-        known = ", ".join(config.scrape) or "none"
-        raise ConfigError(f"no such job: {', '.join(unknown)}; the configuration has: {known}")
-    chosen = {name: config.scrape[name] for name in (jobs or config.scrape)}
-    async with open_manager(chosen) as manager:
+        listed = ", ".join(config.scrape) or "none"
+        raise ConfigError(f"no such job: {', '.join(unknown)}; the configuration has: {listed}")
+    labeling = {**config.notify.labeling, **config.scrape.labeling}
+    configs = SetConfigs({name: known[name] for name in (names or config.scrape)}, labeling)
+    async with open_manager(configs) as manager:
         with trio.move_on_after(patience):
             await manager.wait_synced()
         silent = set(manager.unsynced())
@@ -150,17 +297,23 @@ async def _check(path: str, jobs: tuple[str, ...], patience: float, format_: str
                 patience,
                 "; ".join(trouble),
             )
-    jobs_checked = checked_targets(config, snapshot)
-    if format_ == "json":
-        click.echo(check_document(jobs_checked))
-    else:
-        from .outputs.table import render, rows_table  # drawing costs 60 ms of imports
+    nothing = bool(configs) and not any(map(snapshot.target_count, snapshot))
+    if nothing and not silent:
+        logger.error("no target was discovered for %s", ", ".join(configs))
+    return _Discovered(config, configs, snapshot, not (silent or nothing))
 
-        table = rows_table(("JOB", "TARGET", "STATE", "LABELS"), check_rows(jobs_checked))
-        terminal = sys.stdout.isatty()
-        width = shutil.get_terminal_size().columns if terminal else _UNLIMITED
-        click.echo("\n".join([line.rstrip() for line in render(table, width=width, terminal=terminal).splitlines()]))
-    return EXIT_TIMEOUT if silent else 0
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, fold: bool = False) -> str:
+    """Return a table as wide as the terminal; elsewhere it is as wide as it needs to be.
+
+    What has no room is cut, or with ``fold`` goes on in the next line.
+    """
+    from .outputs.table import render, rows_table  # drawing costs 60 ms of imports
+
+    terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else _UNLIMITED
+    text = render(rows_table(headings, rows, fold=fold), width=width, terminal=terminal)
+    return "\n".join([line.rstrip() for line in text.splitlines()])
 
 
 @cli.command()
@@ -170,6 +323,7 @@ async def _check(path: str, jobs: tuple[str, ...], patience: float, format_: str
     type=click.Choice(["table", "jsonl", "none"]),
     help="Default: a live table on a terminal, JSON lines elsewhere.",
 )
+@click.option("--relabel", is_flag=True, help="Show targets with their final labels, without those that rules drop.")
 @click.option("--watch-config", is_flag=True, help="Reload when the configuration's files change, too.")
 @click.option(
     "--state-file",
@@ -193,6 +347,7 @@ async def _check(path: str, jobs: tuple[str, ...], patience: float, format_: str
 def run(
     config: str,
     output: str | None,
+    relabel: bool,
     watch_config: bool,
     state_file: str | None,
     state_max_age: Duration | None,
@@ -215,6 +370,7 @@ def run(
     Examples:
       trio-sd run prometheus.yml
       trio-sd run prometheus.yml --output jsonl | jq -c '.sets | keys'
+      trio-sd run prometheus.yml --output jsonl --relabel
       trio-sd run prometheus.yml --output none --watch-config
       trio-sd run prometheus.yml --state-file /var/lib/trio-sd/state --state-max-age 1d --removal-delay 30s
     """
@@ -225,7 +381,7 @@ def run(
         raise click.UsageError("stdout is closed, so there is nowhere to write to; use --output none")
     opening = _Opening(state_file, None if state_max_age is None else state_max_age.seconds, removal_delay.seconds)
     opening.check(config)
-    trio.run(partial(_run, config, output=output, watch=watch_config, opening=opening))
+    trio.run(partial(_run, config, output=output, relabel=relabel, watch=watch_config, opening=opening))
 
 
 @dataclass(frozen=True)
@@ -271,23 +427,23 @@ class _Opening:
         )
 
 
-async def _run(path: str, *, output: str, watch: bool, opening: _Opening) -> None:
+async def _run(path: str, *, output: str, relabel: bool, watch: bool, opening: _Opening) -> None:
     async def body(managers: Sequence[Manager], reloader: Reloader, nursery: trio.Nursery) -> None:
         if output == "table":
             from .outputs.screen import Screen  # drawing costs 60 ms of imports
 
-            await Screen(path, managers, reloader.statistics).run()
+            await Screen(path, managers, reloader.statistics, relabel=relabel).run()
         elif output == "jsonl":
             lines = JsonLines(_STDOUT)
             for manager in managers:
-                nursery.start_soon(_write_lines, manager, lines)
+                nursery.start_soon(_write_lines, manager, lines, relabel)
         await trio.sleep_forever()
 
     await _serve(path, body, watch=watch, opening=opening)
 
 
-async def _write_lines(manager: Manager, lines: JsonLines) -> None:
-    async with manager.subscribe(name="jsonl") as updates:
+async def _write_lines(manager: Manager, lines: JsonLines, relabel: bool) -> None:
+    async with manager.subscribe(relabel=relabel, name="jsonl") as updates:
         first = True
         stale: Mapping[str, float] = {}
         async for update in updates:

@@ -6,11 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..config import Config
-from ..relabel import Relabeler
+from ..set_configs import SetConfigs
 from ..snapshots import Snapshot
-from ..target_labels import TargetLabeler
-from ..targets import ADDRESS_LABEL
+from ..target_labels import Labeler
+from ..targets import ADDRESS_LABEL, TargetGroup
 
 __all__ = ["CheckedTarget", "check_document", "check_rows", "checked_targets"]
 
@@ -30,22 +29,20 @@ class CheckedTarget:
     error: str | None
 
 
-def checked_targets(config: Config, snapshot: Snapshot) -> dict[str, list[CheckedTarget]]:
-    """Return the targets of every job in ``snapshot``, in its order, each different one once.
+def checked_targets(configs: SetConfigs, snapshot: Snapshot) -> dict[str, list[CheckedTarget]]:
+    """Return the targets of every set in ``snapshot``, in its order, each different one once.
 
     Args:
-      config: what the snapshot was discovered by.
-      snapshot: its sets are jobs of ``config``.
+      configs: what the snapshot was discovered by; it says how labels are made.
+      snapshot: what was discovered.
     """
-    return {name: _checked_job(config, snapshot, name) for name in snapshot}
+    return {name: _checked_set(configs.labeling[name].labeler(), groups) for name, groups in snapshot.items()}
 
 
-def _checked_job(config: Config, snapshot: Snapshot, name: str) -> list[CheckedTarget]:
-    job = config.jobs[name]
-    labeler = TargetLabeler(job, Relabeler(job.relabel_configs, job.name_scheme))
+def _checked_set(labeler: Labeler, groups: Sequence[TargetGroup]) -> list[CheckedTarget]:
     seen = set()
     targets = []
-    for group in snapshot[name]:
+    for group in groups:
         for target in group.targets:
             discovered = labeler.discovered_labels(target, group.labels)
             key = frozenset(discovered.items())

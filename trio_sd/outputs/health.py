@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from ..manager import ManagerStatistics
+from ..manager import ManagerStatistics, SetStatistics
 from ..provider import ProviderStatistics
 from ..subscription import SubscriptionStatistics
 
@@ -63,11 +63,22 @@ def health_lines(statistics: ManagerStatistics, now: float) -> Iterator[str]:
         yield f"state file {file.path}: {saved}, {file.failures} failures{error}"
     for one_set in statistics.sets:
         leaving = f", leaving: {', '.join(one_set.leaving)}" if one_set.leaving else ""
-        yield f"set {one_set.name}: {one_set.groups} groups, {one_set.targets} targets{leaving}"
+        yield f"set {one_set.name}: {one_set.groups} groups, {one_set.targets} targets{leaving}{_relabeled(one_set)}"
     for provider in statistics.providers:
         yield _provider(provider, now)
     for subscription in statistics.subscriptions:
         yield _subscription(subscription, now)
+
+
+def _relabeled(one_set: SetStatistics) -> str:
+    found = one_set.relabeled
+    if found is None:
+        return ""
+    errors = f" ({'; '.join(found.errors)})" if found.errors else ""
+    return (
+        f", after relabeling {found.targets} targets, {found.dropped} dropped, {found.duplicates} duplicates, "
+        f"{found.unusable} unusable{errors}"
+    )
 
 
 def _provider(provider: ProviderStatistics, now: float) -> str:

@@ -21,11 +21,12 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ..manager import Manager, ManagerStatistics
-from ..snapshots import Update
+from ..snapshots import Snapshot, Update
 from .descriptor import write
 from .health import Reloads
 from .logfmt import BriefFormatter
-from .table import Event, addresses, events_table, printable, providers_table, render, targets_table
+from .table import Event, addresses, events_table, providers_table, render, targets_table
+from .text import printable
 
 __all__ = ["Screen"]
 
@@ -50,13 +51,24 @@ class Screen:
       managers: whose state to draw.
       reloads: returns how reloads went.
       fd: where to draw.
+      relabel: whether to show targets as they are after relabeling.
     """
 
-    def __init__(self, title: str, managers: Sequence[Manager], reloads: Callable[[], Reloads], fd: int = 1) -> None:
+    def __init__(
+        self,
+        title: str,
+        managers: Sequence[Manager],
+        reloads: Callable[[], Reloads],
+        fd: int = 1,
+        *,
+        relabel: bool = False,
+    ) -> None:
         self._title = title
         self._managers = managers
         self._reloads = reloads
         self._fd = fd
+        self._relabel = relabel
+        self._shown: dict[str, Snapshot] = {}  # after relabeling, by manager
         self._terminal = os.isatty(fd) and os.environ.get("TERM") not in (None, "dumb")
         self._caption = ""
         self._events: deque[Event] = deque(maxlen=500)
@@ -85,9 +97,11 @@ class Screen:
                 await self._draw_one_below_the_other()
 
     async def _follow(self, manager: Manager) -> None:
-        async with manager.subscribe(name="screen") as updates:
+        async with manager.subscribe(relabel=self._relabel, name="screen") as updates:
             first = True
             async for update in updates:
+                if self._relabel:
+                    self._shown[manager.name] = update.snapshot
                 self._note(update, mark=not first)
                 first = False
                 self._redraw_soon()
@@ -164,7 +178,8 @@ class Screen:
         """Return what to draw at this moment, in about ``height`` lines: all targets, or the latest changes."""
         now = trio.current_time()
         statistics = [manager.statistics() for manager in self._managers]
-        total = sum(one_set.targets for one in statistics for one_set in one.sets)
+        snapshots = [*self._shown.values()] if self._relabel else [manager.snapshot() for manager in self._managers]
+        total = sum(snapshot.target_count(name) for snapshot in snapshots for name in snapshot)
         above = [self._headline(statistics, total), *self._notices(statistics), self._subscribers(statistics)]
         room = height - len(above) - 5  # two headings, two empty lines, one for the cursor
         lower: list[RenderableType]
@@ -172,7 +187,7 @@ class Screen:
         left = max(3, room - providers.row_count)
         if total <= left:
             marked = frozenset(key for key, since in self._changed.items() if now - since < _FRESH)
-            lower = [targets_table([manager.snapshot() for manager in self._managers], marked)]
+            lower = [targets_table(snapshots, marked)]
         else:
             hint = f"{total:,} targets are too many to list here; trio-sd check lists them"
             table = events_table([*self._events][1 - left :][::-1], now)

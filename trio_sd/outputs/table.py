@@ -16,12 +16,12 @@ from ..provider import ProviderStatistics
 from ..snapshots import Snapshot
 from ..targets import ADDRESS_LABEL, META_LABEL_PREFIX, TargetGroup
 from .health import age
+from .text import printable
 
 __all__ = [
     "Event",
     "addresses",
     "events_table",
-    "printable",
     "providers_table",
     "render",
     "rows_table",
@@ -32,7 +32,9 @@ _STATE_STYLE = MappingProxyType(
     {"synced": "green", "starting": "cyan", "failing": "bold red", "paused": "yellow", "stopped": "dim"}
 )
 _RIGHT_ALIGNED = frozenset({"GROUPS", "TARGETS", "UPDATES", "RESTARTS"})
-_ELASTIC = frozenset({"", "JOB", "SET", "SETS", "TARGET", "LABELS", "SOURCE", "LATEST CHANGES"})
+_ELASTIC = frozenset(
+    {"", "EFFECT", "JOB", "LABELS", "LATEST CHANGES", "LOOKED AT", "RULE", "SET", "SETS", "SOURCE", "TARGET", "WHICH"}
+)
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,11 @@ def render(picture: RenderableType, *, width: int, terminal: bool) -> str:
     return capture.get()
 
 
-def rows_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Return a table of plain cells."""
+def rows_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, fold: bool = False) -> Table:
+    """Return a table of plain cells; where a column is too narrow they are cut, or with ``fold`` get more lines."""
     table = _table(*headings)
     for row in rows:
-        table.add_row(*map(_cell, row))
+        table.add_row(*[Text(printable(cell), overflow="fold") if fold else _cell(cell) for cell in row])
     return table
 
 
@@ -170,13 +172,6 @@ def _table(*headings: str) -> Table:
 def _cell(text: str, style: str = "") -> Text:
     """Return one line of text, which is cut where its column is too narrow."""
     return Text(printable(text), style=style, no_wrap=True, overflow="ellipsis")
-
-
-def printable(text: str) -> str:
-    """Return ``text`` with a replacement character for everything that would steer the terminal."""
-    if text.isprintable():
-        return text
-    return "".join([char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text])
 
 
 def addresses(group: TargetGroup) -> str:

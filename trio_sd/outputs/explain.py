@@ -1,0 +1,196 @@
+"""What ``trio-sd explain`` prints: target by target, what each rule did."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from ..errors import Position
+from ..messages import quote
+from ..relabel import LabelChange, RelabelConfig, Step
+from ..target_labels import Labeler
+from ..targets import ADDRESS_LABEL, TargetGroup
+from .text import printable
+
+__all__ = ["ExplainedTarget", "TargetFilter", "explain_document", "explain_text", "explained_targets"]
+
+_DEFAULT = RelabelConfig()
+
+
+@dataclass(frozen=True)
+class ExplainedTarget:
+    """One target.
+
+    Attributes:
+      discovered: its labels before relabeling.
+      steps: what each rule did that was reached.
+      labels: its final labels; ``None`` if it was dropped or can't be used.
+      state: what became of it; a duplicate has the final labels of a target before it, and counts once.
+      error: why it can't be used; ``None`` if it can, or was dropped.
+    """
+
+    discovered: Mapping[str, str]
+    steps: tuple[Step, ...]
+    labels: Mapping[str, str] | None
+    state: Literal["kept", "dropped", "duplicate", "unusable"]
+    error: str | None
+
+
+@dataclass(frozen=True)
+class TargetFilter:
+    """Which targets to tell of: those for which everything that is given holds.
+
+    Attributes:
+      addresses: one of these is the target's address or ``instance``, before or after relabeling. Any, if empty.
+      labels: it has each of these labels, before or after relabeling.
+    """
+
+    addresses: tuple[str, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+
+    def admits(self, target: ExplainedTarget) -> bool:
+        """Tell whether it is one of them."""
+        both = [target.discovered, target.labels or {}]
+        names = {labels.get(name) for labels in both for name in (ADDRESS_LABEL, "instance")}
+        if self.addresses and names.isdisjoint(self.addresses):
+            return False
+        return all(any(labels.get(name, "") == value for labels in both) for name, value in self.labels)
+
+
+def explained_targets(groups: Sequence[TargetGroup], labeler: Labeler) -> Iterator[ExplainedTarget]:
+    """Yield every different target of a set, in its order.
+
+    Args:
+      groups: the set.
+      labeler: makes its labels.
+    """
+    seen: set[frozenset[tuple[str, str]]] = set()
+    finals: set[frozenset[tuple[str, str]]] = set()
+    for group in groups:
+        for target in group.targets:
+            discovered = labeler.discovered_labels(target, group.labels)
+            key = frozenset(discovered.items())
+            if key not in seen:
+                seen.add(key)
+                yield _explained(discovered, labeler, finals)
+
+
+def _explained(
+    discovered: Mapping[str, str], labeler: Labeler, finals: set[frozenset[tuple[str, str]]]
+) -> ExplainedTarget:
+    trace, outcome = labeler.explain(discovered)
+    state: Literal["kept", "dropped", "duplicate", "unusable"]
+    if outcome.labels is None:
+        state = "dropped" if outcome.dropped else "unusable"
+    else:
+        final = frozenset(outcome.labels.items())
+        state = "duplicate" if final in finals else "kept"
+        finals.add(final)
+    return ExplainedTarget(discovered, trace.steps, outcome.labels, state, outcome.error)
+
+
+def explain_document(targets: Sequence[ExplainedTarget], positions: Sequence[Position]) -> str:
+    """Return the targets as JSON, each as ``check`` has it, with a list of the ``steps`` that its rules were.
+
+    Args:
+      targets: what to tell of.
+      positions: where each rule stands.
+    """
+    return json.dumps([_entry(target, positions) for target in targets], indent=2, ensure_ascii=False)
+
+
+def _entry(target: ExplainedTarget, positions: Sequence[Position]) -> dict[str, object]:
+    return {
+        "discoveredLabels": dict(sorted(target.discovered.items())),
+        "labels": dict(sorted((target.labels or {}).items())),
+        "state": target.state,
+        **({} if target.error is None else {"error": target.error}),
+        "steps": [
+            {
+                "rule": step.index,
+                "position": str(positions[step.index]),
+                "config": _given(step.config),
+                "value": step.value,
+                "matched": step.matched,
+                "changes": [{"name": one.name, "before": one.before, "after": one.after} for one in step.changes],
+                "kept": step.kept,
+            }
+            for step in target.steps
+        ],
+    }
+
+
+def _given(rule: RelabelConfig) -> dict[str, object]:
+    """Return the fields of a rule that are not at their default, and its action."""
+    values = {field.name: getattr(rule, field.name) for field in fields(rule)}
+    return {"action": rule.action} | {name: value for name, value in values.items() if value != getattr(_DEFAULT, name)}
+
+
+def explain_text(
+    targets: Sequence[ExplainedTarget],
+    positions: Sequence[Position],
+    table: Callable[[Sequence[str], Sequence[Sequence[str]]], str],
+) -> str:
+    """Return the targets as text, each with a table of its rules.
+
+    Args:
+      targets: what to tell of.
+      positions: where each rule stands.
+      table: draws a table of headings and rows.
+    """
+    return "\n\n".join([_block(target, positions, table) for target in targets])
+
+
+def _block(
+    target: ExplainedTarget,
+    positions: Sequence[Position],
+    table: Callable[[Sequence[str], Sequence[Sequence[str]]], str],
+) -> str:
+    rows = [(str(positions[s.index]), _rule(s.config), _looked_at(s), _effect(s)) for s in target.steps]
+    final = target.error or ("" if target.labels is None else _labels(target.labels))
+    return "\n".join(
+        [
+            printable(f"{target.discovered.get(ADDRESS_LABEL, '(no address)')}: {target.state}"),
+            printable(f"discovered: {_labels(target.discovered)}"),
+            table(("AT", "RULE", "LOOKED AT", "EFFECT"), rows) if rows else "there are no rules",
+            printable(f"{target.state}: {final}".removesuffix(": ")),
+        ]
+    )
+
+
+def _rule(rule: RelabelConfig) -> str:
+    given = _given(rule)
+    action = given.pop("action")
+    return " ".join([str(action), *[f"{name}={_value(value)}" for name, value in given.items()]])
+
+
+def _value(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(value)}]"
+    return quote(value) if isinstance(value, str) else str(value)
+
+
+def _looked_at(step: Step) -> str:
+    if step.value is None:
+        return ""
+    return quote(step.value) + {None: "", True: " matches", False: " does not match"}[step.matched]
+
+
+def _effect(step: Step) -> str:
+    if not step.kept:
+        return "drops the target"
+    return ", ".join([_change(change) for change in step.changes]) or "nothing changes"
+
+
+def _change(change: LabelChange) -> str:
+    if change.before is None:
+        return f"{change.name}={quote(change.after or '')}"
+    if change.after is None:
+        return f"no more {change.name}={quote(change.before)}"
+    return f"{change.name}={quote(change.after)}, was {quote(change.before)}"
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    return " ".join([f"{name}={quote(value)}" for name, value in sorted(labels.items())])
