@@ -411,6 +411,27 @@ async def test_removals_wait_and_additions_do_not(tmp_path: Path) -> None:
         assert await process.end() == 0
 
 
+async def test_relabel_prints_final_labels_and_follows_files_and_rules(tmp_path: Path) -> None:
+    rules = """\
+    relabel_configs:
+      - {source_labels: [__address__], regex: "b.*", action: drop}
+"""
+    config = write(tmp_path / "p.yml", FILES + rules)
+    write_targets(tmp_path / "targets" / "x.json", "a:1", "b:1")
+    async with running("run", config, "--output", "jsonl", "--relabel") as process:
+        update = await process.update_with("web")
+        assert addresses(update) == ["a:1"]
+        (found,) = update["updated"]
+        assert (found["targets"][0]["instance"], found["labels"]) == ("a:1", {})
+        write_targets(tmp_path / "targets" / "x.json", "b:2")
+        assert (await process.update())["sets"]["web"]["removed"] == [f"{tmp_path}/targets/x.json:0"]
+        write(config, FILES)
+        process.signal(signal.SIGHUP)
+        assert addresses(await process.update_with("web")) == ["b:2"]
+        process.signal(signal.SIGTERM)
+        assert await process.end() == 0
+
+
 async def test_a_bad_file_is_logged_once_and_again_when_it_is_mended(tmp_path: Path) -> None:
     bad = write(tmp_path / "targets" / "x.json", "[")
     async with running("run", write(tmp_path / "p.yml", FILES)) as process:
