@@ -1,4 +1,4 @@
-"""Relabeling and the labels of targets, on one core.
+"""Relabeling and the labels of targets, on one core; and what subscribers get who ask for targets after relabeling.
 
 The pipeline is an ordinary one: a keep on a literal, two replaces, a regular expression with groups, a labelmap. A
 target-rule is one rule applied to one target; with five rules, 500,000 of them a second are 100,000 targets.
@@ -8,9 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+import trio
+
+from trio_sd.config import ScrapeJob
+from trio_sd.manager import open_manager
 from trio_sd.relabel import RelabelConfig, Relabeler
+from trio_sd.set_configs import SetConfigs
+from trio_sd.targets import TargetGroup
 
+from .manager import UNTHROTTLED, Feeder, FeederConfig
 from .report import Row
 
 _KEEP = RelabelConfig(("__meta_kubernetes_pod_annotation_prometheus_io_scrape",), regex="true", action="keep")
@@ -66,7 +74,61 @@ def run(*, quick: bool) -> list[Row]:
         rows.append(_row(f"relabel, {name}, target-rules/s", found, relabeler.relabel, len(rules), rounds, "500,000"))
     relabeler = Relabeler(PIPELINES["five rules"])
     rows.append(_row("explain, five rules, targets/s", found, relabeler.explain, 1, rounds))
+    for size in (1_000, 10_000) if quick else (1_000, 100_000):
+        rows += trio.run(_subscription_rows, size, 50 if quick else 200)
     return rows
+
+
+@dataclass
+class _Heartbeat:
+    """Notes for how long the loop was held up at most."""
+
+    longest: float = 0.0
+
+    async def run(self) -> None:
+        before = time.perf_counter()
+        while True:
+            await trio.lowlevel.checkpoint()
+            now = time.perf_counter()
+            self.longest, before = max(self.longest, now - before), now
+
+
+async def _subscription_rows(size: int, rounds: int) -> list[Row]:
+    """Measure how a subscriber gets targets after relabeling: all of them first, then one change after the other."""
+
+    def group(index: int, version: int) -> TargetGroup:
+        return TargetGroup(str(index), [labels[index]], {"zone": str(version)})
+
+    labels = targets(size)
+    feeder = Feeder()
+    job = ScrapeJob(job_name="pods", relabel_configs=tuple(PIPELINES["five rules"]))
+    latencies = []
+    async with open_manager(SetConfigs({"set": [FeederConfig(feeder)]}, {"set": job}), throttle=UNTHROTTLED) as manager:
+        await feeder.feed.send([group(index, 0) for index in range(size)])
+        await manager.wait_synced()
+        heartbeat = _Heartbeat()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(heartbeat.run)
+            await trio.lowlevel.checkpoint()
+            began = time.perf_counter()
+            async with manager.subscribe(relabel=True) as updates:
+                update = await updates.receive()
+                first = time.perf_counter() - began
+                assert update.snapshot.target_count("set") == size
+                longest = heartbeat.longest
+                nursery.cancel_scope.cancel()
+        async with manager.subscribe(relabel=True) as updates:
+            await updates.receive()
+            for version in range(1, rounds + 1):
+                await feeder.feed.send([group(version * 7919 % size, version)])
+                update = await updates.receive()
+                latencies.append(time.perf_counter() - feeder.sent)
+                assert len(update.changes["set"].updated) == 1
+    return [
+        Row(f"subscribe(relabel=True), all of {size:,} targets at first", f"{first * 1e3:,.0f} ms"),
+        Row("  the loop was held up meanwhile, at the longest", f"{longest * 1e3:,.1f} ms"),
+        Row.of_seconds(f"  one of {size:,} changed, provider → consumer", latencies),
+    ]
 
 
 def _row(

@@ -27,7 +27,6 @@ from trio_sd.regexes import Regex, Tier, check_regex
         (r"\Z", r"invalid escape sequence: \Z"),
         (r"a\C", r"invalid escape sequence: \C"),
         ("a{1001}", "invalid repetition size: {1001}"),
-        ("(?P<n>a)(?P<n>b)", "duplicate capture group name: n"),
         ("(?P<é>a)", "invalid named capture: (?P<é>"),
         ("\udcff", "invalid UTF-8"),
         ("a\\", "missing )"),
@@ -39,7 +38,9 @@ def test_what_is_no_regular_expression_is_refused(regex: str, reason: str) -> No
             use(regex)
 
 
-@pytest.mark.parametrize("regex", [r"\\C", r"\Q\C\E", r"[(?P<n>)](?P<n>a)", r"[]](?P<n>a)", r"\((?P<n>a)", "(?<n>a)"])
+@pytest.mark.parametrize(
+    "regex", [r"\\C", r"\Q\C\E", r"[(?P<n>)](?P<n>a)", r"[]](?P<n>a)", r"\((?P<n>a)", "(?<n>a)", "(?P<n>a)(?P<n>b)"]
+)
 def test_what_only_looks_wrong_is_accepted(regex: str) -> None:
     check_regex(regex)
     Regex(regex)
@@ -103,6 +104,19 @@ def test_templates_name_groups() -> None:
     named = Regex("(?P<name>.+):(?P<01>.+)")
     for template, filled in {"$name": "h", "${name}d+$01": "hd+1", "$named": "", "$1": "h"}.items():
         assert named.expander(template)("h:1") == filled
+
+
+@pytest.mark.parametrize(
+    ("regex", "text", "filled"),
+    [
+        ("(?P<n>x)|(?P<n>y)", "y", "<y>"),
+        ("(?P<n>x*)(?P<n>y)", "y", "<>"),
+        (r"(a)?\((?:(?P<n>x)|([(](?<n>y)))", "((y", "<y>"),
+        ("(?P<n>x)?(?P<m>.)(?P<n>z)?", "y", "<>"),
+    ],
+)
+def test_of_groups_with_one_name_the_first_that_took_part_counts(regex: str, text: str, filled: str) -> None:
+    assert Regex(regex).expander("<$n>")(text) == filled
 
 
 @pytest.mark.parametrize("regex", ["(a)|(b)", "(a)?(b)", "(a+)|(b+)", "(a|aa)?(b)c*?c*", "(a{1})?(b)"])

@@ -89,7 +89,7 @@ _SYNTAX: Final = re.compile(
     | (?P<byte> \\C )
     | (?s: \\. )
     | \[ \^? \]? (?: \[: \^? \w+ :\] | (?s: \\. ) | [^\]\\] )* \]   # a class
-    | \( \? P? < (?P<name> [^>]* ) >
+    | (?P<group> \( (?: (?!\?) | \? P? < (?P<name> [^>]* ) > ) )
     """,
     re.VERBOSE,
 )
@@ -107,9 +107,6 @@ class _Compiled(Protocol):
 
     @property
     def groups(self) -> int: ...
-
-    @property
-    def groupindex(self) -> Mapping[str, int]: ...
 
     def search(self, text: str | bytes) -> _Match | None: ...
 
@@ -138,19 +135,23 @@ def _checked(text: str) -> _Compiled:
         compiled = _compiled(f"^(?s:{text})$")
     except re2.error as error:
         raise _refusal(_reason(error), text) from None
-    # RE2 has an escape for single bytes, and takes any group name any number of times. Go does not.
-    names: set[str] = set()
+    # RE2 has an escape for single bytes, and takes letters of every script in the name of a group. Go does not.
     for match in _SYNTAX.finditer(text):
         if match["byte"]:
             raise _refusal(r"invalid escape sequence: \C", text)
-        name = match["name"]
-        if name is not None:
-            if name in names:
-                raise _refusal(f"duplicate capture group name: {name}", text)
-            if not _GROUP_NAME.fullmatch(name):
-                raise _refusal(f"invalid named capture: {match[0]}", text)
-            names.add(name)
+        if match["name"] is not None and not _GROUP_NAME.fullmatch(match["name"]):
+            raise _refusal(f"invalid named capture: {match[0]}", text)
     return compiled
+
+
+def _groups_by_name(text: str) -> dict[str, tuple[int, ...]]:
+    """Return the numbers of the groups that each name has; RE2 itself tells the first one only."""
+    names: dict[str, tuple[int, ...]] = {}
+    groups = [match["name"] for match in _SYNTAX.finditer(text) if match["group"]]
+    for number, name in enumerate(groups, 1):
+        if name is not None:
+            names[name] = (*names.get(name, ()), number)
+    return names
 
 
 def _compiled(text: str) -> _Compiled:
@@ -185,7 +186,7 @@ class Regex:
       ValueError: ``text`` is no regular expression.
     """
 
-    __slots__ = ("_anchored", "_compiled", "_python", "matches", "tier")
+    __slots__ = ("_anchored", "_compiled", "_names", "_python", "matches", "tier")
 
     tier: Tier
     matches: Callable[[str], bool]
@@ -193,6 +194,7 @@ class Regex:
 
     def __init__(self, text: str) -> None:
         self._compiled = _checked(text)
+        self._names = _groups_by_name(text) if "<" in text else {}
         self._anchored = _is_anchored(text)
         self.tier = _tier(text) if self._anchored else "re2"
         # With "any" a template such as "x$1" still needs something that fills it.
@@ -249,7 +251,7 @@ class Regex:
         pieces = self._pieces(template)
         return lambda text: "".join(self._replaced(pieces, text)) if self.matches(text) else None
 
-    def _replaced(self, pieces: Sequence[str | int], text: str) -> Iterator[str]:
+    def _replaced(self, pieces: Sequence[_Piece], text: str) -> Iterator[str]:
         """Yield the parts of ``text`` with each match replaced. An empty match right after another one is left out."""
         end = -1
         for match in self._compiled.finditer(readable(text)):
@@ -264,8 +266,8 @@ class Regex:
         # RE2 wants bytes. In ASCII an offset in bytes is an offset in characters.
         return self._compiled.search(text.encode() if text.isascii() else readable(text))
 
-    def _pieces(self, template: str) -> Sequence[str | int]:
-        return _pieces(template, self._compiled.groups, self._compiled.groupindex)
+    def _pieces(self, template: str) -> Sequence[_Piece]:
+        return _pieces(template, self._compiled.groups, self._names)
 
 
 def _is_anchored(text: str) -> bool:
@@ -298,34 +300,40 @@ def readable(text: str) -> str:
 
 # Templates
 
+_Piece: TypeAlias = "str | tuple[int, ...]"
+"""A part of a template: literal text, or numbers of groups, of which the first that took part in the match counts."""
 
-def _filled(pieces: Sequence[str | int], text: str, match: _Match) -> str:
+
+def _filled(pieces: Sequence[_Piece], text: str, match: _Match) -> str:
     parts = []
     for piece in pieces:
         if isinstance(piece, str):
             parts.append(piece)
-        else:
-            start, stop = match.span(piece)  # of a group that took no part from -1 to -1, which is nothing
-            parts.append(text[start:stop])
+            continue
+        for group in piece:
+            start, stop = match.span(group)
+            if start >= 0:
+                parts.append(text[start:stop])
+                break
     return "".join(parts)
 
 
-def _format(pieces: Sequence[str | int]) -> Callable[..., str]:
-    """Return what fills ``pieces``, given what group 0 and each other group holds."""
+def _format(pieces: Sequence[_Piece]) -> Callable[..., str]:
+    """Return what fills ``pieces``, given what group 0 and each other group holds; no name is there more than once."""
     escaped = [
-        f"{{{piece}}}" if isinstance(piece, int) else piece.replace("{", "{{").replace("}", "}}") for piece in pieces
+        piece.replace("{", "{{").replace("}", "}}") if isinstance(piece, str) else f"{{{piece[0]}}}" for piece in pieces
     ]
     return "".join(escaped).format
 
 
-def _pieces(template: str, groups: int, names: Mapping[str, int]) -> tuple[str | int, ...]:
+def _pieces(template: str, groups: int, names: Mapping[str, tuple[int, ...]]) -> tuple[_Piece, ...]:
     """Return ``template`` as literal pieces and numbers of groups, by the rules of Go's ``Regexp.Expand``.
 
     ``$name`` takes as many letters, digits and underscores as there are, so that ``$1x`` is ``${1x}``. A number without
     leading zeros is a group's; anything else is a name, ``01`` too. An unknown group is empty. ``$$`` is a dollar, and
     so is one that no name follows.
     """
-    pieces: list[str | int] = []
+    pieces: list[_Piece] = []
     literal, rest = "", template
     while True:
         before, dollar, rest = rest.partition("$")
@@ -340,11 +348,10 @@ def _pieces(template: str, groups: int, names: Mapping[str, int]) -> tuple[str |
             literal += "$"
             continue
         rest = after
-        group = _group_number(name)
-        if group is None:
-            group = names.get(name)
-        if group is not None and group <= groups:
-            pieces += [literal, group] if literal else [group]
+        number = _group_number(name)
+        numbers = names.get(name, ()) if number is None else (number,)
+        if numbers and numbers[0] <= groups:
+            pieces += [literal, numbers] if literal else [numbers]
             literal = ""
     return (*pieces, literal) if literal or not pieces else tuple(pieces)
 

@@ -47,7 +47,8 @@ Labelings = Mapping[tuple[str, str], Labeling | None]
 """How the labels of each (set, provider) part are made; ``None`` where there are no rules."""
 
 _PAUSE: Final = 256  # targets
-_MERGED: Final = 1024  # groups
+_MERGED: Final = 512  # groups
+_COUNTED: Final = 8192  # groups
 _TOLD: Final = 3  # errors
 
 
@@ -370,8 +371,10 @@ class RelabeledTargets(History):
         """Add to ``changed`` what each part of a set shows now, and the sources that differ."""
         one_set.settle()
         dirty: dict[_Part, dict[str, None]] = {}
-        for entry in one_set.dirty:
+        for number, entry in enumerate(one_set.dirty, 1):
             dirty.setdefault(entry.part, {})[entry.source] = None
+            if number % _COUNTED == 0:
+                yield
         one_set.dirty.clear()
         for part, sources in dirty.items():
             held, differing = self._providers.get(part.name, NO_GROUPS), list[str]()
