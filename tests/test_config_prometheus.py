@@ -114,13 +114,13 @@ def static(*addresses: str, **labels: str) -> FakeStatic:
 
 def test_an_empty_configuration_has_no_sets() -> None:
     config = parse("")
-    assert not (config.scrape or config.notify or config.jobs or config.alertmanagers or config.notes)
+    assert not any([config.scrape, config.notify, config.jobs, config.alertmanagers, config.notes])
     assert config.files == (os.path.abspath("dir/p.yml"),)
 
 
 @pytest.mark.parametrize("text", ["global:\nscrape_configs:\nalerting:\n", "alerting: {alertmanagers: ~}", "{}"])
 def test_sections_may_be_null(text: str) -> None:
-    assert not (parse(text).scrape or parse(text).notify)
+    assert not any([parse(text).scrape, parse(text).notify])
 
 
 def test_discoverers_are_in_the_order_of_the_document() -> None:

@@ -30,9 +30,9 @@ from trio_sd.discovery.zookeeper.ensemble import DigestAuth
 from trio_sd.manager import Manager, open_manager
 from trio_sd.outputs.jsonl import encode_update
 from trio_sd.secrets import Secret
+from trio_sd.snapshots import Update
 from trio_sd.state import SavedProvider, State, decode, encode, fingerprint
 from trio_sd.state_file import StateFile
-from trio_sd.snapshots import Update
 from trio_sd.subscription import Throttle
 from trio_sd.targets import TargetGroup
 from trio_sd.testing import FakeDiscoverer, group

@@ -26,21 +26,19 @@ def shown(name: str) -> str:
 
 
 def test_every_marked_block_is_tested_here() -> None:
-    assert re.findall(r"<!-- tested: (\w+) -->", README) == ["embed", "sighup", "discoverer"]
+    assert re.findall(r"<!-- tested: (\w+) -->", README) == ["embed", "sighup", "relabel", "discoverer"]
 
 
-async def test_the_embedding_example_prints_updates(tmp_path: Path) -> None:
-    (tmp_path / "prometheus.yml").write_text(
-        "scrape_configs: [{job_name: alpha, static_configs: [{targets: ['a:1']}]}]\n"
-    )
+async def wait_printed(program: str, pattern: bytes, directory: Path) -> None:
+    """Run a program until it has printed something."""
     process = await trio.lowlevel.open_process(
-        [sys.executable, "-W", "error", "-c", shown("embed")], stdout=subprocess.PIPE, cwd=tmp_path
+        [sys.executable, "-W", "error", "-c", program], stdout=subprocess.PIPE, cwd=directory
     )
     assert process.stdout is not None
     try:
         with trio.fail_after(30):
             seen = b""
-            while not re.search(rb"\d+ alpha \['0'\] \(\)", seen):
+            while not re.search(pattern, seen):
                 data = await process.stdout.receive_some()
                 assert data, "the example ended"
                 seen += data
@@ -49,6 +47,24 @@ async def test_the_embedding_example_prints_updates(tmp_path: Path) -> None:
         with trio.CancelScope(shield=True):
             await process.wait()
             await process.stdout.aclose()
+
+
+async def test_the_embedding_example_prints_updates(tmp_path: Path) -> None:
+    (tmp_path / "prometheus.yml").write_text(
+        "scrape_configs: [{job_name: alpha, static_configs: [{targets: ['a:1']}]}]\n"
+    )
+    await wait_printed(shown("embed"), rb"\d+ alpha \['0'\] \(\)", tmp_path)
+
+
+async def test_the_relabel_example_prints_final_labels(tmp_path: Path) -> None:
+    (tmp_path / "prometheus.yml").write_text(
+        "scrape_configs: [{job_name: alpha, static_configs: [{targets: ['a:1', 'b:1']}], "
+        "relabel_configs: [{source_labels: [__address__], regex: 'b.*', action: drop}]}]\n"
+    )
+    program = "import trio, trio_sd\n" + shown("relabel") + "\ntrio.run(main)\n"
+    await wait_printed(
+        program, rb"alpha \[\{'__address__': 'a:1',.*'instance': 'a:1', 'job': 'alpha'\}\] \(\)", tmp_path
+    )
 
 
 async def test_the_sighup_example_reloads(tmp_path: Path) -> None:
