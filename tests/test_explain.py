@@ -154,7 +154,15 @@ def test_the_document_has_everything() -> None:
     ],
 )
 def test_targets_are_chosen_by_address_and_labels(chosen: TargetFilter, addresses: list[str]) -> None:
-    assert [address for address, target in explained().items() if chosen.admits(target)] == addresses
+    labeler = ScrapeJob(job_name="web", relabel_configs=RULES).labeler()
+    found = explained_targets(GROUPS, labeler, chosen)
+    assert [target.discovered["__address__"] for target in found] == addresses
+
+
+def test_a_duplicate_is_one_whether_its_like_is_chosen_or_not() -> None:
+    labeler = ScrapeJob(job_name="web", relabel_configs=RULES).labeler()
+    (found,) = explained_targets(GROUPS, labeler, TargetFilter(("same:2",)))
+    assert found.state == "duplicate"
 
 
 def test_nothing_that_is_discovered_steers_the_terminal() -> None:

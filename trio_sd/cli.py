@@ -205,8 +205,7 @@ def explain(
 async def _explain(path: str, job: str, chosen: TargetFilter, patience: float, format_: str) -> int:
     found = await _discover(path, (job,), patience)
     section = found.config.jobs.get(job) or found.config.alertmanagers[job]
-    every = explained_targets(found.snapshot[job], section.labeler())
-    targets = [target for target in every if chosen.admits(target)]
+    targets = list(explained_targets(found.snapshot[job], section.labeler(), chosen))
     if found.complete and not targets:
         logger.error("no target of %s matches", job)
     if format_ == "json":

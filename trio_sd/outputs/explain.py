@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Final, Literal, TypeAlias
 
 from ..errors import Position
 from ..messages import quote
 from ..relabel import LabelChange, RelabelConfig, Step
-from ..target_labels import Labeler
+from ..target_labels import Labeler, Outcome
 from ..targets import ADDRESS_LABEL, TargetGroup
 from .text import printable
 
 __all__ = ["ExplainedTarget", "TargetFilter", "explain_document", "explain_text", "explained_targets"]
 
-_DEFAULT = RelabelConfig()
+State: TypeAlias = Literal["kept", "dropped", "duplicate", "unusable"]
+"""What becomes of a target."""
+
+_DEFAULT: Final = RelabelConfig()
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class ExplainedTarget:
     discovered: Mapping[str, str]
     steps: tuple[Step, ...]
     labels: Mapping[str, str] | None
-    state: Literal["kept", "dropped", "duplicate", "unusable"]
+    state: State
     error: str | None
 
 
@@ -50,21 +53,27 @@ class TargetFilter:
     addresses: tuple[str, ...] = ()
     labels: tuple[tuple[str, str], ...] = ()
 
-    def admits(self, target: ExplainedTarget) -> bool:
-        """Tell whether it is one of them."""
-        both = [target.discovered, target.labels or {}]
+    def admits(self, discovered: Mapping[str, str], final: Mapping[str, str] | None) -> bool:
+        """Tell whether a target with these labels before and after relabeling is one of them."""
+        both = [discovered, final or {}]
         names = {labels.get(name) for labels in both for name in (ADDRESS_LABEL, "instance")}
         if self.addresses and names.isdisjoint(self.addresses):
             return False
         return all(any(labels.get(name, "") == value for labels in both) for name, value in self.labels)
 
 
-def explained_targets(groups: Sequence[TargetGroup], labeler: Labeler) -> Iterator[ExplainedTarget]:
+_EVERY: Final = TargetFilter()
+
+
+def explained_targets(
+    groups: Sequence[TargetGroup], labeler: Labeler, chosen: TargetFilter = _EVERY
+) -> Iterator[ExplainedTarget]:
     """Yield every different target of a set, in its order.
 
     Args:
       groups: the set.
       labeler: makes its labels.
+      chosen: which targets to explain.
     """
     seen: set[frozenset[tuple[str, str]]] = set()
     finals: set[frozenset[tuple[str, str]]] = set()
@@ -72,23 +81,24 @@ def explained_targets(groups: Sequence[TargetGroup], labeler: Labeler) -> Iterat
         for target in group.targets:
             discovered = labeler.discovered_labels(target, group.labels)
             key = frozenset(discovered.items())
-            if key not in seen:
-                seen.add(key)
-                yield _explained(discovered, labeler, finals)
+            if key in seen:
+                continue
+            seen.add(key)
+            outcome = labeler.target_labels(discovered)
+            state = _state(outcome, finals)
+            if chosen.admits(discovered, outcome.labels):  # to explain takes ten times as long as to relabel
+                trace, _ = labeler.explain(discovered)
+                yield ExplainedTarget(discovered, trace.steps, outcome.labels, state, outcome.error)
 
 
-def _explained(
-    discovered: Mapping[str, str], labeler: Labeler, finals: set[frozenset[tuple[str, str]]]
-) -> ExplainedTarget:
-    trace, outcome = labeler.explain(discovered)
-    state: Literal["kept", "dropped", "duplicate", "unusable"]
+def _state(outcome: Outcome, finals: set[frozenset[tuple[str, str]]]) -> State:
     if outcome.labels is None:
-        state = "dropped" if outcome.dropped else "unusable"
-    else:
-        final = frozenset(outcome.labels.items())
-        state = "duplicate" if final in finals else "kept"
-        finals.add(final)
-    return ExplainedTarget(discovered, trace.steps, outcome.labels, state, outcome.error)
+        return "dropped" if outcome.dropped else "unusable"
+    final = frozenset(outcome.labels.items())
+    if final in finals:
+        return "duplicate"
+    finals.add(final)
+    return "kept"
 
 
 def explain_document(targets: Sequence[ExplainedTarget], positions: Sequence[Position]) -> str:
