@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import trio_sd
-from trio_sd import Labels, SetConfigs, TargetGroup
+from trio_sd import Labels, SetConfigs, TargetGroup, relabeled
 from trio_sd.config import ScrapeJob
 from trio_sd.manager import Manager, open_manager
 from trio_sd.relabel import RelabelConfig, Relabeler
@@ -66,7 +66,7 @@ def expected(store: TargetStore, labelings: Mapping[tuple[str, str], Labeling | 
 
 def labels_of(labeling: Labeling | None, target: Mapping[str, str], group: Mapping[str, str]) -> Labels | None:
     if labeling is None:
-        return Labels({**group, **target})
+        return Labels({name: value for name, value in {**group, **target}.items() if value})
     labeler = labeling.labeler()
     labels = labeler.target_labels(labeler.discovered_labels(target, group)).labels
     return None if labels is None else Labels(labels)
@@ -113,7 +113,8 @@ RULES: Final = (None, job(), job(DROP_ODD), job(SHARD), job(SHARD, name="db"))
 def some_groups(draw: st.DrawFn) -> list[TargetGroup]:
     sources = draw(st.lists(st.sampled_from("rst"), max_size=3, unique=True))
     names = st.lists(st.sampled_from(["x1", "x2", "y1", "y2", "z/bad"]), max_size=4)
-    return [group(source, *draw(names)) for source in sources]
+    labels = st.sampled_from([{}, {"l": "1"}, {"l": ""}])
+    return [group(source, *draw(names), labels=draw(labels)) for source in sources]
 
 
 layouts = st.dictionaries(
@@ -471,3 +472,117 @@ async def test_a_loaded_configuration_brings_its_rules(tmp_path: Path, autojump_
         await manager.wait_synced()
         (target,) = (await updates.receive()).snapshot["config-0"][0].targets
         assert target == {"__address__": "a:1", "__scheme__": "http", "__alerts_path__": "/x/api/v2/alerts"}
+
+
+async def test_truth_contract_what_is_taken_after_syncing_is_the_newest(autojump_clock: MockClock) -> None:
+    """Also when a long pass is under way as the change comes."""
+    fake = FakeDiscoverer("a", first=[group("s", *map(str, range(5_000)))])
+    async with (
+        open_manager(SetConfigs({"web": [fake.config]}, {"web": job()})) as manager,
+        manager.subscribe(relabel=True, throttle=AT_ONCE) as updates,
+    ):
+        await until(updates, lambda update: len(addresses(update.snapshot)) == 5_000)
+        await fake.send(group("s", *map(str, range(4_000))))
+        await trio.lowlevel.checkpoint()
+        await fake.send(group("s", "last"))
+        await manager.wait_synced()
+        assert addresses((await updates.receive()).snapshot) == ["last"]
+
+
+async def test_who_takes_every_update_has_skipped_none(autojump_clock: MockClock) -> None:
+    fake = synced("a", "s")
+    async with (
+        open_manager(SetConfigs({"web": [fake.config]}, {"web": job(DROP_ODD)})) as manager,
+        manager.subscribe(relabel=True, throttle=AT_ONCE) as updates,
+    ):
+        await manager.wait_synced()
+        await updates.receive()
+        for number in range(1, 21):
+            await fake.send(group("s", str(2 * number + 1)))  # dropped
+        await fake.send(group("s", "2"))
+        await manager.wait_synced()
+        (before,) = manager.statistics().subscriptions
+        await updates.receive()
+        await wait_all_tasks_blocked()
+        (after,) = manager.statistics().subscriptions
+    assert (before.lag, before.skipped, after.lag, after.skipped, after.delivered) == (1, 0, 0, 0, 2)
+    assert before.behind_since is not None
+    assert after.behind_since is None
+
+
+def test_sets_that_settle_one_by_one_cost_work_for_themselves_only() -> None:
+    """Of a reload that changes every set, each leaver that goes is work in its own set."""
+    count = 300
+    store = TargetStore()
+    sets = {f"web-{number}": [f"old/{number}"] for number in range(count)}
+    store.apply(sets, restarted=(), deadline=0.0)
+    for (name,) in sets.values():
+        store.report(name, [group("s", name)])
+    labelings: dict[tuple[str, str], Labeling | None] = {(s, p): None for s, (p,) in sets.items()}
+    view = RelabeledTargets(store, lambda: labelings, "scrape")
+    list(view.follow())
+    new = {f"web-{number}": [f"new/{number}"] for number in range(count)}
+    store.apply(new, restarted=[name for (name,) in new.values()], deadline=9.0)
+    labelings = {(s, p): None for s, providers in store.arrangement().items() for p in providers}
+    list(view.follow())
+    looked_at = 0
+
+    def counted(one_set: object) -> Iterator[int]:
+        nonlocal looked_at
+        looked_at += 1
+        yield from settle(one_set)  # type: ignore[arg-type]  # of a set, which is private to the room
+
+    settle = relabeled._Set.settle
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(relabeled._Set, "settle", counted)
+        for number in range(count):
+            store.report(f"new/{number}", [group("s", "x")])
+            list(view.follow())
+    assert looked_at == count
+    assert shown(view.snapshot()) == expected(store, labelings)
+
+
+def test_one_large_group_is_done_in_small_steps() -> None:
+    store = TargetStore()
+    store.apply({"web": ["a/0"]}, restarted=["a/0"], deadline=0.0)
+    labelings = {("web", "a/0"): job()}
+    view = RelabeledTargets(store, lambda: labelings, "scrape")
+    store.report("a/0", [group("s", *map(str, range(5_000)))])
+    assert len(list(view.follow())) > 20
+    store.report("a/0", [group("s", *map(str, range(4_999)))])
+    assert len(list(view.follow())) > 20
+
+
+def test_what_rules_hide_is_not_stale() -> None:
+    store = TargetStore()
+    store.restore({"web": ["a/0"], "db": ["a/0"]}, {"a/0": ([group("s", "1")], 100.0, 0.0)})
+    labelings = {("web", "a/0"): job(), ("db", "a/0"): job(DROP_ODD)}
+    view = RelabeledTargets(store, lambda: labelings, "scrape")
+    list(view.follow())
+    assert view.snapshot().stale == {"web": 100.0}
+
+
+async def test_targets_that_cant_be_used_are_told_once_a_set_and_again_for_another_reason(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    fakes = [FakeDiscoverer(name, first=[group("s", f"{name}/")]) for name in "abc"]
+    async with (
+        open_manager(SetConfigs({"web": [fake.config for fake in fakes]}, {"web": job()})) as manager,
+        manager.subscribe(relabel=True),
+    ):
+        await manager.wait_synced()
+        told = len(caplog.messages)
+        assert "3 targets of web can't be used: " in caplog.messages[-1]
+        await fakes[0].send(group("s", "a/", "a/b"))
+        await manager.wait_synced()
+        assert len(caplog.messages) == told + 1
+        assert '4 targets of web can\'t be used: "b/" is' in caplog.messages[-1]
+        await fakes[1].send(group("t", "fine"))
+        await manager.wait_synced()
+        assert len(caplog.messages) == told + 1
+
+
+def test_what_can_not_make_labels_is_refused() -> None:
+    with pytest.raises(TypeError, match="the labeling of set web has no method labeler: 1"):
+        SetConfigs({}, {"web": 1})  # type: ignore[dict-item]  # that is the point

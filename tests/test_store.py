@@ -299,6 +299,16 @@ def test_reload_contract_a_set_added_with_a_shared_provider_is_filled_at_once() 
     assert store.snapshot()["b"] == (group("x", "1"),)
 
 
+def test_the_groups_of_a_source_are_told_when_their_providers_swap_places() -> None:
+    store = store_of({"a": ["p", "q"]})
+    reader = store.reader()
+    for provider in "p", "q":
+        store.report(provider, [group("x", provider), group(f"only-{provider}", "1")])
+    take(reader)
+    store.apply({"a": ["q", "p"]}, restarted=(), deadline=0.0)
+    assert take(reader) == {"a": SetChanges((group("x", "q"), group("x", "p")))}
+
+
 def test_same_source_in_two_providers_keeps_both_groups() -> None:
     store = store_of({"a": ["p", "q"]})
     reader = store.reader()

@@ -247,8 +247,9 @@ class Manager:
         labelings: dict[tuple[str, str], Labeling | None] = {}
         leaving = self._store.leaving
         for set_name, shown in self._store.arrangement().items():
+            keeping = set(leaving.get(set_name, ()))
             for key in [(set_name, provider) for provider in shown]:
-                keeps = key[1] in leaving.get(set_name, ()) and key in self._labelings
+                keeps = key[1] in keeping and key in self._labelings
                 labelings[key] = self._labelings[key] if keeps else labeling.get(set_name)
         return labelings
 
@@ -390,6 +391,7 @@ class Manager:
     async def wait_synced(self, set_name: str | None = None) -> None:
         """Wait until every provider (of a set, if named) has reported its first full set since it was last started.
 
+        If somebody subscribes to targets after relabeling, also until what is there by then is relabeled.
         A reload while this waits makes it wait for the providers of the new configuration.
 
         Raises:
@@ -401,6 +403,9 @@ class Manager:
             self._check_open()
             unsettled = [p for p in self._chosen(set_name) if not p.settled]
             if not unsettled:
+                if self._relabeled is not None:
+                    await self._relabeled.wait_caught_up()
+                    self._check_open()
                 return
             reloads = self._reloads
             for provider in unsettled:
@@ -638,8 +643,9 @@ async def _open_service_nursery() -> AsyncIterator[trio.Nursery]:
     """Open a nursery for services: cancelled when the block has ended, however it has ended.
 
     An exception of the block never passes through the nursery, which would wrap it in a group. It is kept, and raised
-    again when the services are gone. Services raise nothing but a fatal error (KeyboardInterrupt, say), which comes
-    out in a group, together with an exception of the block if that is not just the cancellation that it caused.
+    again when the services are gone. Services raise nothing but a fatal error (KeyboardInterrupt, say, or what a
+    labeler of the program's own raised), which comes out in a group, together with an exception of the block if that is
+    not just the cancellation that it caused.
     """
     error: BaseException | None = None
     try:

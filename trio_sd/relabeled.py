@@ -8,12 +8,12 @@ or, while the provider leaves the set, those that it had there before. New rules
 applied to what the old ones had found, they might drop it, and the set would shrink because of a reload.
 
 *Work.* In proportion to what changed: a group that differs is relabeled in each set that it is in, a part whose rules
-differ as a whole, and nothing else. There are always pauses after a small number of targets, in which everything else
-runs, because a hundred thousand targets take a second. What was relabeled becomes visible in one revision at the end.
+differ as a whole, and nothing else. Everything else runs in the pauses after every few hundred targets, because a
+hundred thousand take seconds. What was relabeled becomes visible in one revision at the end.
 
 *Truth.* The store says at once when it has changed, and an offer of what was true before is withdrawn in that moment.
-So what a consumer takes is never older than the last state of which the relabeling is done. Revisions are those of the
-store; one that changes nothing here is left out.
+So what a consumer takes is never older than the last state of which the relabeling is done; ``wait_synced`` waits for
+that. Revisions are those of the store; one that changes nothing here is left out.
 
 *Duplicates.* Targets of a set that get equal labels are one target. The first group, in the order of the set, shows it.
 """
@@ -21,7 +21,7 @@ store; one that changes nothing here is left out.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -46,10 +46,18 @@ logger = logging.getLogger(__name__)
 Labelings = Mapping[tuple[str, str], Labeling | None]
 """How the labels of each (set, provider) part are made; ``None`` where there are no rules."""
 
-_PAUSE: Final = 256  # targets
-_MERGED: Final = 512  # groups
-_COUNTED: Final = 8192  # groups
+_PAUSE: Final = 256  # targets, or what takes as long
+_GROUPS_AT_ONCE: Final = 256  # merged into what is shown; less would cost much more
 _TOLD: Final = 3  # errors
+
+_Todo = dict[tuple[str, str], Collection[str] | None]
+"""The sources to look at, by (set, provider) part; ``None`` for all that it has or had."""
+
+_Gone = set[tuple[str, str]]
+"""Parts that are not shown any more."""
+
+_Work = Iterator[int]
+"""Work in steps. Each yields how many targets it has dealt with; between them everything else may run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,22 +102,37 @@ class _Entry:
         self.source = group.source
         self.group = group
         self.labeler = part.labeler
-        outcomes = [_outcome(part.labeler, target, group.labels) for target in group.targets]
-        labels = [outcome for outcome in outcomes if isinstance(outcome, Labels)]
-        self.targets = tuple(dict.fromkeys(labels))
-        self.errors = tuple([outcome for outcome in outcomes if isinstance(outcome, str)])
-        self.duplicates = len(labels) - len(self.targets)
-        self.dropped = len(outcomes) - len(labels) - len(self.errors)
+        self.targets: tuple[Labels, ...] = ()
+        self.errors: tuple[str, ...] = ()
+        self.duplicates = 0
+        self.dropped = 0
 
     @property
     def rank(self) -> tuple[int, str]:
         return self.part.position, self.source
 
+    def relabel(self) -> _Work:
+        """Find out what becomes of the group."""
+        targets: dict[Labels, None] = {}
+        errors = []
+        for target in self.group.targets:
+            outcome = _outcome(self.labeler, target, self.group.labels)
+            if isinstance(outcome, Labels):
+                if outcome in targets:
+                    self.duplicates += 1
+                targets[outcome] = None
+            elif outcome is None:
+                self.dropped += 1
+            else:
+                errors.append(outcome)
+            yield 1
+        self.targets, self.errors = tuple(targets), tuple(errors)
+
 
 def _outcome(labeler: Labeler | None, target: Mapping[str, str], group: Mapping[str, str]) -> Labels | str | None:
     """Return the labels of a target, or why it can't be used, or ``None`` if it is dropped."""
     if labeler is None:
-        return Labels({**group, **target})
+        return Labels({name: value for name, value in {**group, **target}.items() if value})
     outcome = labeler.target_labels(labeler.discovered_labels(target, group))
     return outcome.error if outcome.labels is None else Labels(outcome.labels)
 
@@ -117,71 +140,80 @@ def _outcome(labeler: Labeler | None, target: Mapping[str, str], group: Mapping[
 class _Set:
     """The parts of one set, and who shows what in it."""
 
-    __slots__ = ("_contested", "_holders", "_owners", "dirty", "dropped", "duplicates", "faulty", "parts")
+    __slots__ = ("_contested", "_duplicates", "_holders", "_owners", "dirty", "dropped", "faulty", "parts", "unusable")
 
     def __init__(self) -> None:
         self.parts: dict[str, _Part] = {}  # by provider
         self.dropped = 0
-        self.duplicates = 0
-        self.faulty: dict[_Entry, None] = {}  # those with errors
+        self.unusable = 0
+        self.faulty: dict[_Entry, None] = {}  # those with targets that can't be used
         self.dirty: set[_Entry] = set()  # what they show may have changed
+        self._duplicates = 0  # all targets that are duplicates in their group, or that are held
         self._holders: dict[Labels, _Entry | dict[_Entry, None]] = {}  # of each target, one or several
         self._owners: dict[Labels, _Entry] = {}  # of targets with several holders, the one that shows it
         self._contested: set[Labels] = set()  # targets whose owner is to be found anew
 
-    def update(self, part: _Part, source: str, group: TargetGroup | None) -> int:
-        """Find out what becomes of one group, ``None`` if it is gone; return how many targets were looked at."""
+    def update(self, part: _Part, source: str, group: TargetGroup | None) -> _Work:
+        """Find out what becomes of one group, ``None`` if it is gone."""
         old = part.entries.get(source)
         if old is None if group is None else old is not None and old.labeler is part.labeler and old.group == group:
-            return 0
-        entry = None if group is None else _Entry(part, group)
+            yield 1
+            return
         if old is not None:
             del part.entries[source]
             self._count(old, -1)
             self.dirty.add(old)
-            self.faulty.pop(old, None)
             for labels in old.targets:
                 self._release(labels, old)
-        if entry is not None:
+                yield 1
+        if group is not None:
+            entry = _Entry(part, group)
+            yield from entry.relabel()
             part.entries[source] = entry
             self._count(entry, 1)
             self.dirty.add(entry)
-            if entry.errors:
-                self.faulty[entry] = None
             for labels in entry.targets:
                 self._claim(labels, entry)
-        return 1 if group is None else len(group.targets)
+                yield 1
 
     def _count(self, entry: _Entry, sign: int) -> None:
         self.dropped += sign * entry.dropped
-        self.duplicates += sign * (entry.duplicates + len(entry.targets))  # less the different ones; see statistics()
+        self.unusable += sign * len(entry.errors)
+        self._duplicates += sign * (entry.duplicates + len(entry.targets))
+        if entry.errors and sign > 0:
+            self.faulty[entry] = None
+        else:
+            self.faulty.pop(entry, None)
 
     def _claim(self, labels: Labels, entry: _Entry) -> None:
         holder = self._holders.setdefault(labels, entry)
-        if holder is entry:
-            return
-        if type(holder) is _Entry:
-            self._holders[labels] = {holder: None, entry: None}
-            self.dirty.add(holder)
-        elif type(holder) is dict:
+        if type(holder) is dict:
             holder[entry] = None
-        self._contested.add(labels)
+            owner = self._owners.get(labels)
+            if owner is None or entry.rank < owner.rank:
+                self._contested.add(labels)
+        elif type(holder) is _Entry and holder is not entry:
+            self._holders[labels] = {holder: None, entry: None}
+            self._contested.add(labels)
+            self.dirty.add(holder)
 
     def _release(self, labels: Labels, entry: _Entry) -> None:
         holder = self._holders[labels]
         if type(holder) is dict:
             del holder[entry]
-            self._contested.add(labels)
+            if len(holder) < 2 or self._owners.get(labels, entry) is entry:
+                self._contested.add(labels)
         else:
             del self._holders[labels]
 
-    def settle(self) -> None:
+    def settle(self) -> _Work:
         """Find out who shows the targets that several have, or had."""
-        for labels in self._contested:
-            holders = self._holders.get(labels)
-            if type(holders) is not dict:
-                continue  # all that had it have gone, and another one has come
+        while self._contested:
+            labels = self._contested.pop()
             before = self._owners.pop(labels, None)
+            holders = self._holders[labels]
+            assert type(holders) is dict  # from the first contest on, and until this is settled
+            yield len(holders)
             if not holders:
                 del self._holders[labels]
                 continue
@@ -194,7 +226,6 @@ class _Set:
                 self.dirty.add(owner)
                 if before is not None:
                     self.dirty.add(before)
-        self._contested.clear()
 
     def reorder(self) -> None:
         """Note that parts have other positions."""
@@ -210,12 +241,12 @@ class _Set:
 
     def statistics(self) -> RelabelStatistics:
         """Return what became of the targets of the set."""
-        errors = [error for entry in [*self.faulty][:_TOLD] for error in entry.errors]
+        errors = [error for entry in islice(self.faulty, _TOLD) for error in entry.errors[:_TOLD]]
         return RelabelStatistics(
             targets=len(self._holders),
             dropped=self.dropped,
-            duplicates=self.duplicates - len(self._holders),
-            unusable=sum([len(entry.errors) for entry in self.faulty]),
+            duplicates=self._duplicates - len(self._holders),
+            unusable=self.unusable,
             errors=tuple(dict.fromkeys(errors))[:_TOLD],
         )
 
@@ -245,9 +276,9 @@ class RelabeledTargets(History):
         self._labelings = labelings
         self._name = name
         self._sets: dict[str, _Set] = {}
-        self._base_layout: Layout | None = None
-        self._known_labelings: Labelings = {}
-        self._base_stale: Mapping[str, float] = self._stale
+        self._statistics: dict[str, RelabelStatistics] = {}
+        self._base_layout = Layout()
+        self._known_labelings: Labelings | None = None
         self._set_trigger, self._trigger = trio.open_memory_channel[None](1)
         self.subscriptions: dict[Subscription, None] = {}
         self.scope = trio.CancelScope()
@@ -291,53 +322,53 @@ class RelabeledTargets(History):
             await self._progress.wait()
 
     def statistics(self, set_name: str) -> RelabelStatistics | None:
-        """Return what became of the targets of a set; ``None`` if it is not known here yet."""
-        found = self._sets.get(set_name)
-        return None if found is None else found.statistics()
+        """Return what became of the targets of a set, as they are shown; ``None`` if it is not."""
+        return self._statistics.get(set_name)
 
     def follow(self) -> Iterator[None]:
-        """Catch up with the store, as it is at the first step. Sync, in steps that each take few milliseconds."""
+        """Catch up with the store, as it is at the first step. Sync, in steps of a few hundred targets."""
+        work = 0
+        for done in self._follow():
+            work += done
+            if work >= _PAUSE:
+                work = 0
+                yield
+
+    def _follow(self) -> _Work:
         update = self._reader.read()
         self._reader.given(update)
         base, labelings = update.snapshot, self._labelings()
-        todo: dict[tuple[str, str], Collection[str] | None] = {
+        todo: _Todo = {
             (set_name, provider): sources
             for provider, sources in update.touched.items()
             for set_name in base.layout.feeds.get(provider, ())
             if (set_name, provider) in labelings
         }
-        layout, gone = self._layout, set[tuple[str, str]]()
-        if base.layout is not self._base_layout or labelings is not self._known_labelings:
+        arranged = labelings is not self._known_labelings
+        if arranged:
             layout, gone = self._arrange(base.layout, labelings, todo)
-            self._base_layout, self._known_labelings = base.layout, labelings
-        count = 0
+        else:
+            layout, gone = self._let_go(base.layout)
+        todo.update(dict.fromkeys(gone))
+        self._base_layout, self._known_labelings = base.layout, labelings
         for (set_name, provider), sources in todo.items():
             one_set = self._sets[set_name]
             part = one_set.parts[provider]
             groups: Mapping[str, TargetGroup] = {} if (set_name, provider) in gone else base.groups_of(provider)
-            before = len(one_set.faulty)
             for source in {**part.entries, **groups} if sources is None else sources:
-                done = one_set.update(part, source, groups.get(source))
-                count += done
-                if count >= _PAUSE:
-                    count = 0
-                    yield
-            if len(one_set.faulty) > before:
-                self._tell_of_errors(set_name, one_set)
+                yield from one_set.update(part, source, groups.get(source))
         changed: dict[str, tuple[Groups, list[str]]] = {}
-        for one_set in self._sets.values() if gone or layout is not self._layout else self._affected(todo):
-            yield from self._show(one_set, changed)
+        affected = list(self._sets) if arranged else list(dict.fromkeys([set_name for set_name, _ in todo]))
+        for set_name in affected:
+            yield from self._show(self._sets[set_name], changed)
         for set_name, provider in gone:
             del self._sets[set_name].parts[provider]
-        self._finish(base, layout, changed)
+        self._finish(base, layout, changed, arranged=arranged)
+        for set_name in affected:
+            self._note_statistics(set_name)
         self._done = base.revision
 
-    def _affected(self, todo: Iterable[tuple[str, str]]) -> list[_Set]:
-        return [self._sets[set_name] for set_name in dict.fromkeys([set_name for set_name, _ in todo])]
-
-    def _arrange(
-        self, base: Layout, labelings: Labelings, todo: dict[tuple[str, str], Collection[str] | None]
-    ) -> tuple[Layout, set[tuple[str, str]]]:
+    def _arrange(self, base: Layout, labelings: Labelings, todo: _Todo) -> tuple[Layout, _Gone]:
         """Return the layout of the parts, and which parts are gone; add to ``todo`` those to be done as a whole."""
         gone = {(set_name, provider) for set_name, one_set in self._sets.items() for provider in one_set.parts}
         sets: dict[str, tuple[str, ...]] = {}
@@ -346,7 +377,9 @@ class RelabeledTargets(History):
             providers = [p for p in base.providers[set_name] if (set_name, p) in labelings]
             if not providers and base.providers[set_name]:
                 continue  # restored, and not configured yet
-            one_set = self._sets.setdefault(set_name, _Set())
+            if set_name not in self._sets:
+                self._sets[set_name] = _Set()
+            one_set = self._sets[set_name]
             for position, provider in enumerate(providers):
                 key = set_name, provider
                 labeling = labelings[key]
@@ -364,51 +397,60 @@ class RelabeledTargets(History):
                     one_set.reorder()
                 gone.discard(key)
             sets[set_name] = tuple([one_set.parts[provider].name for provider in providers])
-        todo.update(dict.fromkeys(gone))
         return self._layout.followed_by(sets), gone
 
-    def _show(self, one_set: _Set, changed: dict[str, tuple[Groups, list[str]]]) -> Iterator[None]:
+    def _let_go(self, base: Layout) -> tuple[Layout, _Gone]:
+        """Return the layout of the parts without those that were leaving and have gone, and which these are."""
+        if base is self._base_layout:
+            return self._layout, set()
+        known = self._base_layout.providers
+        gone = {
+            (set_name, provider)
+            for set_name, providers in base.providers.items()
+            if set_name in self._sets and providers is not known[set_name]
+            for provider in set(known[set_name]).difference(providers)
+        }
+        names = [(set_name, self._sets[set_name].parts[provider].name) for set_name, provider in gone]
+        return self._layout.without(names), gone
+
+    def _show(self, one_set: _Set, changed: dict[str, tuple[Groups, list[str]]]) -> _Work:
         """Add to ``changed`` what each part of a set shows now, and the sources that differ."""
-        one_set.settle()
+        yield from one_set.settle()
         dirty: dict[_Part, dict[str, None]] = {}
-        for number, entry in enumerate(one_set.dirty, 1):
+        while one_set.dirty:
+            entry = one_set.dirty.pop()
             dirty.setdefault(entry.part, {})[entry.source] = None
-            if number % _COUNTED == 0:
-                yield
-        one_set.dirty.clear()
+            yield 1
         for part, sources in dirty.items():
             held, differing = self._providers.get(part.name, NO_GROUPS), list[str]()
             remaining = iter(sources)
-            while some := [one_set.shown(part, source) for source in islice(remaining, _MERGED)]:
-                held, found, _ = held.merged(some)
+            while some := list(islice(remaining, _GROUPS_AT_ONCE)):
+                groups = []
+                for source in some:
+                    groups.append(one_set.shown(part, source))
+                    yield 1
+                held, found, _ = held.merged(groups)
                 differing.extend(found)
-                yield
             if differing:
                 changed[part.name] = held, differing
 
-    def _finish(self, base: Snapshot, layout: Layout, changed: Mapping[str, tuple[Groups, list[str]]]) -> None:
+    def _finish(
+        self, base: Snapshot, layout: Layout, changed: Mapping[str, tuple[Groups, list[str]]], *, arranged: bool
+    ) -> None:
         """Make what was worked out visible, in one revision."""
-        self._sets = {set_name: one_set for set_name, one_set in self._sets.items() if set_name in layout.providers}
-        before = self._visible_order(self._layout) if layout is not self._layout else []
+        before = self._visible_order(self._layout) if arranged else []
         for name, (groups, sources) in changed.items():
             self._providers = self._providers.set(name, groups)
             if not groups.targets:
                 self._providers = self._providers.delete(name)
             self._note_change(name, sources)
-        stale = self._stale
-        if layout is not self._layout or base.stale_providers is not self._base_stale:
-            self._base_stale = base.stale_providers
-            stale = Map(
-                {
-                    part.name: base.stale_providers[provider]
-                    for one_set in self._sets.values()
-                    for provider, part in one_set.parts.items()
-                    if provider in base.stale_providers
-                }
-            )
-        differs = bool(changed) or stale != self._stale
-        if layout is not self._layout:
+        differs = bool(changed) or self._done < 0
+        if arranged:
+            self._sets = {name: one_set for name, one_set in self._sets.items() if name in layout.providers}
+            self._statistics = {name: found for name, found in self._statistics.items() if name in self._sets}
             differs |= self._visible_order(layout) != before
+        stale = Map(self._stale_parts(base)) if base.stale_providers or self._stale else self._stale
+        differs |= stale != self._stale
         self._layout, self._stale = layout, stale
         if differs:
             self._publish(base.revision)
@@ -417,12 +459,28 @@ class RelabeledTargets(History):
         """Return the sets in order, each with its parts that have something to show."""
         return [(name, [part for part in layout.providers[name] if part in self._providers]) for name in layout.order]
 
-    def _tell_of_errors(self, set_name: str, one_set: _Set) -> None:
-        found = one_set.statistics()
-        logger.warning(
-            "manager %s: %d targets of %s can't be used: %s",
-            self._name,
-            found.unusable,
-            set_name,
-            "; ".join(found.errors),
-        )
+    def _stale_parts(self, base: Snapshot) -> dict[str, float]:
+        """Return the parts that show something of the state file, each with the time when that was right."""
+        return {
+            part.name: since
+            for provider, since in base.stale_providers.items()
+            for set_name in base.layout.feeds.get(provider, ())
+            if set_name in self._sets and (part := self._sets[set_name].parts.get(provider)) is not None
+            if part.name in self._providers
+        }
+
+    def _note_statistics(self, set_name: str) -> None:
+        """Take the statistics of a set that has changed, and tell of targets that can't be used for other reasons."""
+        one_set = self._sets.get(set_name)
+        if one_set is None:
+            return
+        before = self._statistics.get(set_name)
+        found = self._statistics[set_name] = one_set.statistics()
+        if found.errors and (before is None or found.errors != before.errors):
+            logger.warning(
+                "manager %s: %d targets of %s can't be used: %s",
+                self._name,
+                found.unusable,
+                set_name,
+                "; ".join(found.errors),
+            )

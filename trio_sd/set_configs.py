@@ -30,6 +30,11 @@ class SetConfigs(Mapping[str, tuple[DiscovererConfig, ...]]):
 
     Attributes:
       labeling: as given.
+
+    Raises:
+      TypeError: something that is given as labeling can't make a labeler.
+
+    A labeler that raises is a mistake in the program, and ends the manager that uses it.
     """
 
     __slots__ = ("_configs", "labeling")
@@ -37,6 +42,9 @@ class SetConfigs(Mapping[str, tuple[DiscovererConfig, ...]]):
     def __init__(
         self, configs: Mapping[str, Iterable[DiscovererConfig]] = {}, labeling: Mapping[str, Labeling] = {}
     ) -> None:
+        for name, one in labeling.items():
+            if not callable(getattr(one, "labeler", None)):
+                raise TypeError(f"the labeling of set {name} has no method labeler: {one!r}")
         self._configs = {name: tuple(members) for name, members in configs.items()}
         self.labeling: Final = MappingProxyType(dict(labeling))
 

@@ -177,12 +177,13 @@ class Snapshot(Mapping[str, tuple[TargetGroup, ...]]):
     a set of one provider shares it with later snapshots for as long as nothing in it changes.
     """
 
-    __slots__ = ("_layout", "_providers", "_sets", "_stale", "revision")
+    __slots__ = ("_layout", "_providers", "_sets", "_stale", "number", "revision")
 
     def __init__(
-        self, revision: int, layout: Layout, providers: Map[str, Groups], stale: Map[str, float] = Map()
+        self, revision: int, number: int, layout: Layout, providers: Map[str, Groups], stale: Map[str, float] = Map()
     ) -> None:
         self.revision = revision
+        self.number = number  # how many states there were before; a history may leave out revisions
         self._layout = layout
         self._providers = providers
         self._stale = stale
@@ -247,7 +248,7 @@ class Snapshot(Mapping[str, tuple[TargetGroup, ...]]):
         return self._providers.get(provider, NO_GROUPS).by_source
 
 
-_EMPTY_SNAPSHOT: Final = Snapshot(0, Layout(), Map())
+_EMPTY_SNAPSHOT: Final = Snapshot(0, 0, Layout(), Map())
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,6 +335,8 @@ def _set_differences(old: Snapshot, new: Snapshot, set_name: str, touched: Touch
     # What may differ: what was touched in the providers that stay, and everything of those that came or went.
     sources: set[str] = set()
     stayed = set(before).intersection(after)
+    if [p for p in before if p in stayed] != [p for p in after if p in stayed]:
+        stayed.clear()  # what several of them have comes in another order
     for provider in {*before, *after}:
         known = touched.get(provider, ()) if provider in stayed else None
         if known is not None:
@@ -404,8 +407,8 @@ class Reader:
 
     @property
     def behind(self) -> int:
-        """The number of revisions that this reader has not been given."""
-        return self._history.revision - self._given.revision
+        """The number of states that this reader has not been given."""
+        return self._history.snapshot().number - self._given.number
 
     def read(self) -> Update:
         """Return an update from what was last :meth:`given` to the newest state.
@@ -487,5 +490,5 @@ class History:
 
     def _publish(self, revision: int) -> None:
         """Make the state as it is now the newest one."""
-        self._snapshot = Snapshot(revision, self._layout, self._providers, self._stale)
+        self._snapshot = Snapshot(revision, self._snapshot.number + 1, self._layout, self._providers, self._stale)
         self._on_change()

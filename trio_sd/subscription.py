@@ -109,7 +109,7 @@ class Subscription:
         self._set_trigger, self._trigger = trio.open_memory_channel[None](1)
         self._offer, self.updates = trio.open_memory_channel[Update](0)
         self._offering: trio.CancelScope | None = None
-        self._seen = history.revision - 1
+        self._seen = history.snapshot().number - 1
         self._delivered = 0
         self._skipped = 0
         self._changed_at = 0.0  # the first change since the last read
@@ -123,13 +123,13 @@ class Subscription:
             self._set_trigger.send_nowait(None)
         except trio.WouldBlock:
             return  # said already, and whatever was on offer withdrawn
-        self._changed_at = trio.current_time()
-        if self._behind_since is None:
-            self._behind_since = self._changed_at
         self.withdraw()
+        self._changed_at = trio.current_time()
 
     def withdraw(self) -> None:
         """Take back what is on offer, because it is not the newest state any more; :meth:`notify` will follow. Sync."""
+        if self._behind_since is None:
+            self._behind_since = trio.current_time()
         if self._offering is not None:
             self._offering.cancel()
 
@@ -153,7 +153,7 @@ class Subscription:
         with suppress(trio.WouldBlock):  # what was said during the pause is in what is read now
             self._trigger.receive_nowait()
         update = self._reader.read()
-        if update.revision == self._seen:
+        if update.snapshot.number == self._seen:
             self._behind_since = None  # something has changed, but nothing in here
             return False
         with trio.CancelScope() as self._offering:
@@ -162,8 +162,8 @@ class Subscription:
             self._offering = None
             self._reader.given(update)
             self._delivered += 1
-            self._skipped += max(0, update.revision - self._seen - 1)
-            self._seen = update.revision
+            self._skipped += max(0, update.snapshot.number - self._seen - 1)
+            self._seen = update.snapshot.number
             self._behind_since = self._changed_at if self._reader.behind else None
             return True
         self._offering = None
