@@ -202,7 +202,7 @@ def test_aliases_count_as_what_they_repeat() -> None:
 
 
 def test_a_file_that_is_too_large_is_refused() -> None:
-    assert refused("a: bcd", file_bytes=5) == '"f.yml" has more than 5 bytes (limit: file_bytes)'
+    assert refused("a: bcd", file_bytes=5) == "f.yml:1:1: larger than the 5 bytes that the limit file_bytes allows"
     assert parse("a: bc", file_bytes=5)
 
 

@@ -488,7 +488,7 @@ def test_a_url_may_be_a_target_where_rules_can_change_it() -> None:
 
 
 def test_limits_apply() -> None:
-    assert "limit: file_bytes" in refused("scrape_configs: []", limits=Limits(file_bytes=5))
+    assert "limit file_bytes" in refused("scrape_configs: []", limits=Limits(file_bytes=5))
     assert "limit: depth" in refused("a: [[b]]", limits=Limits(depth=2))
 
 
@@ -565,7 +565,7 @@ def test_relative_paths_stay_relative_and_files_are_absolute(tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("included", "message"),
     [
-        ("[a", "a.yml:2:1: "),
+        ("[a", "a.yml:1:3: "),
         (
             "job_name: a",
             "a.yml:1:1: job_name: field job_name not found in this section; expected one of: scrape_configs",

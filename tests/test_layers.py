@@ -58,6 +58,7 @@ FLOORS = {
 
 NEIGHBOURS = {
     ("durations", "messages"),
+    ("errors", "messages"),
     ("regexes", "messages"),
     ("relabel", "messages"),
     ("relabel", "errors"),

@@ -20,6 +20,7 @@ from trio_sd.relabel import (
     NameScheme,
     RelabelConfig,
     Relabeler,
+    RelabelError,
     explain,
     is_valid_label_name,
     relabel,
@@ -404,3 +405,42 @@ def test_the_trace_ends_where_relabeling_ends(
                 current[change.name] = change.after
         assert "" not in current.values()
     assert result is None or current == result
+
+
+# --- Rules that double something ---
+
+
+@pytest.mark.parametrize(
+    ("rules", "made"),
+    [
+        ([rule(source_labels=["a", "a"], target_label="a")] * 30, "characters"),
+        ([rule(source_labels=["a", "b", "a"], target_label="a")] * 30, "characters"),
+        ([rule(source_labels=["a"], target_label="a", replacement="$1$1")] * 30, "characters"),
+        ([rule(source_labels=["a"], target_label="a", replacement="$1$1"), rule(action="keep")] * 30, "characters"),
+        ([rule(action="labelmap", regex="(.*)", replacement="$1$1")] * 30, "characters"),
+        ([rule(action="labelmap", regex="(.*)", replacement=f"x{n}_$1") for n in range(30)], "labels"),
+    ],
+)
+def test_rules_that_double_something_do_not_fill_the_memory(rules: list[RelabelConfig], made: str) -> None:
+    relabeler = Relabeler(rules)
+    labels = {"a": "value", "b": "other"}
+    with pytest.raises(RelabelError, match=rf"the rules make .*{made}, expected 1\d+ at the most"):
+        relabeler.relabel(labels)
+    trace = relabeler.explain(labels)
+    assert (trace.labels, trace.dropped_by) == (None, None)
+    assert 5 < len(trace.steps) < len(rules)
+    assert trace.error is not None
+    assert trace.error.startswith("the rules make")
+
+
+def test_a_name_that_rules_double_is_bounded_too() -> None:
+    config = rule(source_labels=["a"], target_label="${1}${1}", replacement="x")
+    with pytest.raises(RelabelError, match="a text of 1200000 characters, expected 1048576 at the most"):
+        relabel({"a": "x" * 600_000}, [config])
+    assert relabel({"a": "x" * 500_000}, [config]) is not None
+
+
+def test_what_is_long_already_may_stay_long() -> None:
+    long = "x" * 2_000_000
+    rules = [rule(source_labels=["a"], target_label="b"), rule(source_labels=["a"], action="keep", regex="x+")]
+    assert relabel({"a": long}, rules) == {"a": long, "b": long}

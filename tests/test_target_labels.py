@@ -231,3 +231,15 @@ def test_alertmanagers_are_dropped_and_refused_one_by_one() -> None:
     assert made.target_labels({"__address__": "out"}).dropped
     assert made.target_labels({"__address__": "http://am"}).error == '"http://am" is not a valid hostname'
     assert made.target_labels({}) == Outcome({})
+
+
+def test_a_target_of_which_rules_make_too_much_cant_be_used() -> None:
+    double = RelabelConfig(("__address__", "__address__"), target_label="__address__")
+    made = labeler(*[double] * 30)
+    found = made.target_labels({"__address__": "a:1"})
+    assert found.labels is None
+    assert found.error is not None
+    assert "expected 1048576 at the most" in found.error
+    trace, explained = made.explain({"__address__": "a:1"})
+    assert explained == found
+    assert trace.error == found.error

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .messages import one_line
+
 __all__ = ["ConfigError", "DiscoveryError", "FieldError", "Position", "TrioSDError", "unwrapped"]
 
 
@@ -44,7 +46,7 @@ class ConfigError(TrioSDError):
 
     def __str__(self) -> str:
         where = [str(part) for part in (self.position, self.path) if part]
-        return ": ".join([*where, self.message])
+        return one_line(": ".join([*where, self.message]))
 
 
 class FieldError(ValueError):

@@ -68,8 +68,8 @@ _FORBIDDEN_IN_HEADERS: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _SCHEME: Final = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
 _USER_INFO: Final = re.compile(r"[a-zA-Z0-9._:~!$&'()*+,;=%@-]*")
 _HOST_CHARACTER: Final = r"""[a-zA-Z0-9._~!$&'()*+,;=:<>"-]|[^\x00-\x7f]"""
-_HOST: Final = re.compile(rf"(?:{_HOST_CHARACTER}|\]|%25|%[89a-fA-F][0-9a-fA-F])*")
-_BRACKETED: Final = re.compile(rf"\[((?:{_HOST_CHARACTER}|%[0-9a-fA-F]{{2}})*)\](?::[0-9]*)?")
+_HOST: Final = re.compile(rf"(?:{_HOST_CHARACTER}|\]|%25|%[89a-fA-F][0-9a-fA-F])*+")
+_BRACKETED: Final = re.compile(rf"\[((?:{_HOST_CHARACTER}|%[0-9a-fA-F]{{2}})*+)\](?::[0-9]*)?")
 _DIGITS: Final = re.compile(r"[0-9]*")
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9a-fA-F]{2})")
 

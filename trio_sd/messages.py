@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Final
 
-__all__ = ["is_utf8", "item_path", "key_path", "printable", "quote", "unknown_key"]
+__all__ = ["is_utf8", "item_path", "key_path", "one_line", "printable", "quote", "unknown_key"]
 
-_LISTED = 20  # keys that a message names
+_LISTED: Final = 20  # keys that a message names
+_LONGEST: Final = 2_000  # characters of a message
 
 
 def is_utf8(text: str) -> bool:
@@ -24,15 +26,29 @@ def is_utf8(text: str) -> bool:
 
 def quote(text: str) -> str:
     r"""Return ``text`` in double quotes on one line, bytes that are no UTF-8 as ``\xff``."""
-    quoted = json.dumps(text, ensure_ascii=False)
-    return quoted if is_utf8(text) else "".join(_escaped(char) for char in quoted)
+    return _visible(json.dumps(text, ensure_ascii=False))
+
+
+def one_line(text: str) -> str:
+    """Return a whole message as one line that does a terminal no harm, without the middle if it is very long."""
+    if len(text) > _LONGEST:
+        half = _LONGEST // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    return _visible(text)
+
+
+def _visible(text: str) -> str:
+    """Return ``text`` with everything escaped that is no UTF-8, or that a terminal takes for an order."""
+    return text if text.isprintable() else "".join(map(_escaped, text))
 
 
 def _escaped(char: str) -> str:
+    if char.isprintable():
+        return char
     # 0xdc80 to 0xdcff is how the error handler "surrogateescape" keeps a byte.
     if "\udc80" <= char <= "\udcff":
         return f"\\x{ord(char) - 0xDC00:02x}"
-    return char if is_utf8(char) else f"\\u{ord(char):04x}"
+    return f"\\u{ord(char):04x}" if char <= "\uffff" else f"\\U{ord(char):08x}"
 
 
 def unknown_key(key: str, known: Iterable[str], section: str) -> str:

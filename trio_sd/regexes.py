@@ -158,6 +158,7 @@ def _compiled(text: str) -> _Compiled:
     options = re2.Options()
     options.log_errors = False
     compiled: _Compiled = re2.compile(text, options)
+    re2.purge()  # or the 128 compiled last stay in memory, whoever needs them: up to a gigabyte
     return compiled
 
 

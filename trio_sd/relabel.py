@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal, TypeAlias, TypeVar
 
-from .errors import FieldError
+from .errors import FieldError, TrioSDError
 from .messages import is_utf8, quote
 from .regexes import Regex, check_regex, readable
 from .targets import Labels
@@ -27,6 +27,7 @@ __all__ = [
     "LabelChange",
     "NameScheme",
     "RelabelConfig",
+    "RelabelError",
     "Relabeler",
     "Step",
     "Trace",
@@ -73,6 +74,8 @@ _LEGACY_TEMPLATE: Final = re.compile(r"(?:[a-zA-Z_]|\$\{\w+\}|\$\w)(?:\w|\$\{\w+
 """A name with ``$1`` or ``${1}`` in it."""
 
 _REMEMBERED: Final = 1024  # names of labels a rule
+_LONGEST: Final = 1024 * 1024  # characters of a value or a name
+_MOST_LABELS: Final = 10_000
 _UINT64: Final = 2**64
 
 
@@ -81,6 +84,10 @@ def is_valid_label_name(name: str, scheme: NameScheme) -> bool:
     if scheme == "legacy":
         return _LEGACY_NAME.fullmatch(name) is not None
     return name != "" and is_utf8(name)
+
+
+class RelabelError(TrioSDError, ValueError):
+    """Rules make more of a target than it may have: rules that double something would soon fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,8 +240,27 @@ def _reader(config: RelabelConfig) -> Callable[[_Values], str]:
         return lambda labels: labels.get(only, "")
     if len(names) == 2:
         first, second = names
-        return lambda labels: f"{labels.get(first, '')}{separator}{labels.get(second, '')}"
-    return lambda labels: separator.join([labels.get(name, "") for name in names])
+        return lambda labels: _bounded(f"{labels.get(first, '')}{separator}{labels.get(second, '')}")
+    return lambda labels: _bounded(separator.join([labels.get(name, "") for name in names]))
+
+
+def _bounded(text: str) -> str:
+    if len(text) > _LONGEST:
+        raise RelabelError(f"the rules make a text of {len(text)} characters, expected {_LONGEST} at the most")
+    return text
+
+
+def _expander(make: Callable[[str], Callable[[str], str | None]], template: str) -> Callable[[str], str | None]:
+    """Return what fills ``template``, by what ``make`` returns; the result is bounded where it may be the double."""
+    fill = make(template)
+    if template.count("$") < 2:
+        return fill
+
+    def fill_bounded(text: str) -> str | None:
+        result = fill(text)
+        return None if result is None else _bounded(result)
+
+    return fill_bounded
 
 
 def _keep(config: RelabelConfig, regex: Regex, value: Callable[[_Values], str]) -> Callable[[_Values], bool]:
@@ -255,7 +281,7 @@ def _replace(
     config: RelabelConfig, regex: Regex, value: Callable[[_Values], str], scheme: NameScheme
 ) -> Callable[[_Values], bool]:
     target = config.target_label
-    expand = regex.expander(config.replacement)
+    expand = _expander(regex.expander, config.replacement)
     if "$" not in target:
 
         def replace(labels: _Values) -> bool:
@@ -267,7 +293,7 @@ def _replace(
             return True
 
         return replace
-    expand_name = regex.expander(target)
+    expand_name = _expander(regex.expander, target)
 
     def replace_named(labels: _Values) -> bool:
         text = value(labels)
@@ -331,7 +357,7 @@ def _upper_character(char: str) -> str:
 
 
 def _labelmap(config: RelabelConfig, regex: Regex) -> Callable[[_Values], bool]:
-    renamed = _Remembered(regex.renamer(config.replacement))
+    renamed = _Remembered(_expander(regex.renamer, config.replacement))
 
     def labelmap(labels: _Values) -> bool:
         found = [(name, new, value) for name, value in labels.items() if (new := renamed[name]) is not None]
@@ -339,6 +365,8 @@ def _labelmap(config: RelabelConfig, regex: Regex) -> Callable[[_Values], bool]:
             found.sort()  # of labels that get the same name, the last one by name wins
         for _, new, value in found:
             labels[new] = value
+        if len(labels) > _MOST_LABELS:
+            raise RelabelError(f"the rules make {len(labels)} labels, expected {_MOST_LABELS} at the most")
         return True
 
     return labelmap
@@ -417,16 +445,18 @@ class Trace:
 
     Attributes:
       steps: one for each rule that was reached.
-      labels: the result, or ``None`` if the target was dropped.
+      labels: the result, or ``None`` if the target was dropped or can't be used.
+      error: why it can't be used, if the rule after these steps made too much of it.
     """
 
     steps: tuple[Step, ...]
     labels: Labels | None
+    error: str | None = None
 
     @property
     def dropped_by(self) -> Step | None:
         """The step that dropped the target, if one did."""
-        return self.steps[-1] if self.labels is None else None
+        return self.steps[-1] if self.labels is None and self.error is None else None
 
 
 class Relabeler:
@@ -456,6 +486,9 @@ class Relabeler:
         """Return what the rules make of ``labels``, or ``None`` if they drop the target.
 
         A label with an empty value counts as missing, and is not returned.
+
+        Raises:
+          RelabelError: they make too much of it.
         """
         result = _copied(labels)
         for apply in self._appliers:
@@ -466,12 +499,15 @@ class Relabeler:
     def explain(self, labels: Mapping[str, str]) -> Trace:
         """Return what each of the rules does, on the way to what :meth:`relabel` returns."""
         result = _copied(labels)
-        steps = []
+        steps: list[Step] = []
         for index, rule in enumerate(self._rules):
             before = result.copy()
-            value = None if rule.value is None else rule.value(before)
-            matched = None if rule.matches is None or value is None else rule.matches(value)
-            kept = rule.apply(result)
+            try:
+                value = None if rule.value is None else rule.value(before)
+                matched = None if rule.matches is None or value is None else rule.matches(value)
+                kept = rule.apply(result)
+            except RelabelError as error:
+                return Trace(tuple(steps), None, str(error))
             steps.append(Step(index, rule.config, value, matched, _changes(before, result), kept))
             if not kept:
                 return Trace(tuple(steps), None)

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 from .durations import Duration
 from .messages import is_utf8, quote
-from .relabel import Relabeler, Trace
+from .relabel import Relabeler, RelabelError, Trace
 from .targets import ADDRESS_LABEL, META_LABEL_PREFIX
 
 __all__ = ["AlertmanagerDefaults", "AlertmanagerLabeler", "Labeler", "Outcome", "ScrapeDefaults", "TargetLabeler"]
@@ -139,11 +139,17 @@ class Labeler(ABC):
 
     def target_labels(self, discovered: Mapping[str, str]) -> Outcome:
         """Return what relabeling and the checks make of the discovered labels of a target."""
-        return self._outcome(self._relabeler.relabel(discovered))
+        try:
+            labels = self._relabeler.relabel(discovered)
+        except RelabelError as error:
+            return Outcome(None, str(error))
+        return self._outcome(labels)
 
     def explain(self, discovered: Mapping[str, str]) -> tuple[Trace, Outcome]:
         """Return what each rule did, and what :meth:`target_labels` returns."""
         trace = self._relabeler.explain(discovered)
+        if trace.error is not None:
+            return trace, Outcome(None, trace.error)
         return trace, self._outcome(None if trace.labels is None else dict(trace.labels.items()))
 
     def _outcome(self, labels: dict[str, str] | None) -> Outcome:

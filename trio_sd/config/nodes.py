@@ -15,7 +15,7 @@ import base64
 import binascii
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, Protocol, TypeAlias
 
 import yaml
@@ -42,6 +42,10 @@ _BINARY_TAG: Final = "tag:yaml.org,2002:binary"
 _NULL_TAG: Final = "tag:yaml.org,2002:null"
 _NULLS: Final = frozenset({"", "~", "null", "Null", "NULL"})
 _MERGE_KEY: Final = "<<"
+_MOST_TAGS: Final = 100
+_TAG_DIRECTIVE: Final = re.compile("(?:^|[\n\r\x85\u2028\u2029])%TAG")
+_ESCAPE: Final = re.compile(r"%[89a-fA-F]|\\U")  # of a character that is not ASCII
+_BREAK: Final = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 _FORBIDDEN: Final = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -167,10 +171,15 @@ def parse_yaml(text: bytes, *, file: str, limits: Limits) -> Node | None:
       ConfigError: it is not UTF-8, not YAML, or not one document; a mapping has a key twice; a limit is reached.
     """
     decoded = _decode(text, file, limits)
+    _check_tag_directives(decoded, file)
     try:
         return _build(_LOADER(_Source(decoded, file)).get_event, limits)
     except yaml.YAMLError as error:
         raise _translated(error, decoded, file) from None
+    except (ValueError, OverflowError):  # libyaml lets escapes in tags pass that Python can't decode
+        escape = _ESCAPE.search(decoded)
+        position = _end_of(decoded[: escape.start()] if escape else "", file)
+        raise ConfigError("found an escape of a character that does not exist", position) from None
 
 
 class _Source(io.StringIO):
@@ -184,10 +193,10 @@ class _Source(io.StringIO):
 def _build(next_event: Callable[[], _Event], limits: Limits) -> Node | None:
     # One flat loop over local names: it runs for every node of files that have a hundred thousand of them.
     root: Node | None = None
-    anchors: dict[str, tuple[Node, int] | None] = {}  # a node and its size; None while the node is open
-    stack: list[tuple[_Event, list[Node], int]] = []  # what is open: its event, its siblings, the count
+    anchors: dict[str, tuple[Node, int, int] | None] = {}  # a node, its size, its height; None while it is open
+    stack: list[tuple[_Event, list[Node], int, int]] = []  # what is open: event, siblings, count, deepest before it
     siblings: list[Node] = []  # in a mapping, keys and values take turns
-    counted = 0
+    counted = deepest = 0
     node: Node
     while True:
         event = next_event()
@@ -197,29 +206,34 @@ def _build(next_event: Callable[[], _Event], limits: Limits) -> Node | None:
             if node.tag == _BINARY_TAG:
                 node.text = _decode_binary(node)
             if event.anchor is not None:
-                anchors[event.anchor] = node, 1
+                anchors[event.anchor] = node, 1, 0
             siblings.append(node)
             counted += 1
         elif kind is MappingStartEvent or kind is SequenceStartEvent:
-            stack.append((event, siblings, counted))
+            stack.append((event, siblings, counted, deepest))
             siblings = []
             counted += 1
+            deepest = len(stack)
             if event.anchor is not None:
                 anchors[event.anchor] = None
-            if len(stack) > limits.depth:
-                raise _error(f"nested more than {limits.depth} levels deep (limit: depth)", event)
+            if deepest > limits.depth:
+                raise _too_deep(limits, event)
         elif kind is MappingEndEvent or kind is SequenceEndEvent:
             children = siblings
-            start, siblings, before = stack.pop()
+            start, siblings, before, outer = stack.pop()
             make = _mapping if kind is MappingEndEvent else SequenceNode
             node = make(children, start.start_mark)
             if start.anchor is not None:
-                anchors[start.anchor] = node, counted - before
+                anchors[start.anchor] = node, counted - before, deepest - len(stack)
             siblings.append(node)
+            deepest = max(deepest, outer)
         elif kind is AliasEvent:
-            node, size = _aliased(event, anchors)
+            node, size, height = _aliased(event, anchors)
             siblings.append(node)
             counted += size
+            deepest = max(deepest, len(stack) + height)
+            if deepest > limits.depth:
+                raise _too_deep(limits, event)
         elif kind is DocumentEndEvent:
             root = _only_document(root, siblings.pop())
             anchors.clear()
@@ -229,7 +243,11 @@ def _build(next_event: Callable[[], _Event], limits: Limits) -> Node | None:
             raise _error(f"more than {limits.nodes} nodes, aliases counted as what they repeat (limit: nodes)", event)
 
 
-def _aliased(event: _Event, anchors: Mapping[str, tuple[Node, int] | None]) -> tuple[Node, int]:
+def _too_deep(limits: Limits, event: _Event) -> ConfigError:
+    return _error(f"nested more than {limits.depth} levels deep (limit: depth)", event)
+
+
+def _aliased(event: _Event, anchors: Mapping[str, tuple[Node, int, int] | None]) -> tuple[Node, int, int]:
     if event.anchor not in anchors:
         # Its name is not shown: a password that begins with * and has no quotes is an alias, too.
         raise _error("unknown anchor; a text that begins with * needs quotes", event)
@@ -250,7 +268,7 @@ def _mapping(children: list[Node], mark: _Mark) -> MappingNode:
 
 def _mapping_with_care(children: list[Node], mark: _Mark) -> MappingNode:
     """Return a mapping that merges others, as go-yaml does: in the order of the document, the last one wins."""
-    taken: dict[str, tuple[Scalar, Node]] = {}
+    taken: dict[str, list[tuple[Scalar, Node]]] = {}  # all that is said of a key, by its text
     own: dict[str, Scalar] = {}
     for key, value in zip(children[::2], children[1::2], strict=True):
         if type(key) is not Scalar:
@@ -258,13 +276,13 @@ def _mapping_with_care(children: list[Node], mark: _Mark) -> MappingNode:
         if key.text == _MERGE_KEY and key.plain:
             for source in _merged(value):
                 for name, merged in source.entries:
-                    _take(taken, name, merged)
+                    taken.setdefault(name.text, []).append((name, merged))
             continue
         first = own.setdefault(key.text, key)
         if first is not key:
             raise key.error(f"field {printable(key.text)} already set in this mapping, first at line {first.line}")
-        _take(taken, key, value)
-    return MappingNode([key for key, _ in taken.values()], [value for _, value in taken.values()], mark)
+        taken.setdefault(key.text, []).append((key, value))
+    return _united(taken.values(), mark)
 
 
 def _merged(value: Node) -> list[MappingNode]:
@@ -277,16 +295,33 @@ def _merged(value: Node) -> list[MappingNode]:
     return sources
 
 
-def _take(taken: dict[str, tuple[Scalar, Node]], key: Scalar, value: Node) -> None:
-    """Set a key; two mappings under one key are united, as Go decodes both into the same map."""
-    if key.text in taken:
-        before = taken[key.text][1]
-        if isinstance(before, MappingNode) and isinstance(value, MappingNode):
-            united: dict[str, tuple[Scalar, Node]] = {}
-            for name, inner in (*before.entries, *value.entries):
-                _take(united, name, inner)
-            value = MappingNode([k for k, _ in united.values()], [v for _, v in united.values()], value.mark)
-    taken[key.text] = key, value
+def _united(taken: Iterable[list[tuple[Scalar, Node]]], mark: _Mark) -> MappingNode:
+    """Return the mapping in which the last value of each key counts."""
+    keys, values = [], []
+    for found in taken:
+        key, value = found[-1]
+        keys.append(key)
+        values.append(value if len(found) == 1 else _last([value for _, value in found]))
+    return MappingNode(keys, values, mark)
+
+
+def _last(values: list[Node]) -> Node:
+    """Return the last value, united with the mappings right before it, as Go decodes all of them into the same map.
+
+    All at once, because uniting two at a time would copy the first ones again and again.
+    """
+    mappings: list[MappingNode] = []
+    for value in reversed(values):
+        if not isinstance(value, MappingNode):
+            break
+        mappings.append(value)
+    if len(mappings) < 2:
+        return values[-1]
+    taken: dict[str, list[tuple[Scalar, Node]]] = {}
+    for mapping in reversed(mappings):
+        for name, inner in mapping.entries:
+            taken.setdefault(name.text, []).append((name, inner))
+    return _united(taken.values(), mappings[0].mark)
 
 
 def _only_document(earlier: Node | None, document: Node) -> Node | None:
@@ -307,7 +342,8 @@ def _decode_binary(scalar: Scalar) -> str:
 
 def _decode(text: bytes, file: str, limits: Limits) -> str:
     if len(text) > limits.file_bytes:
-        raise ConfigError(f"{quote(file)} has more than {limits.file_bytes} bytes (limit: file_bytes)")
+        message = f"larger than the {limits.file_bytes} bytes that the limit file_bytes allows"
+        raise ConfigError(message, Position(file, 1, 1))
     try:
         return text.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -315,11 +351,23 @@ def _decode(text: bytes, file: str, limits: Limits) -> str:
         raise ConfigError(f"found byte 0x{text[error.start]:02x}, expected UTF-8", position) from None
 
 
+def _check_tag_directives(text: str, file: str) -> None:
+    """Refuse a great many of them: for each, and for each tag, libyaml looks at all of them."""
+    if text.count("%TAG") > _MOST_TAGS:
+        found = [match.end() - len("%TAG") for match in _TAG_DIRECTIVE.finditer(text)]
+        if len(found) > _MOST_TAGS:
+            message = f"more than {_MOST_TAGS} %TAG directives"
+            raise ConfigError(message, _end_of(text[: found[_MOST_TAGS]], file))
+
+
 def _translated(error: yaml.YAMLError, text: str, file: str) -> ConfigError:
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
         message = ": ".join(part for part in (error.context, error.problem) if part)
-        return ConfigError(message, None if mark is None else _position(mark))
+        # libyaml takes the end of the text for a line of its own.
+        if mark is None or mark.index >= len(text):
+            return ConfigError(message, _end_of(text, file))
+        return ConfigError(message, _position(mark))
     forbidden = _FORBIDDEN.search(text)
     if forbidden is None:
         return ConfigError(f"{quote(file)}: {error}")
@@ -336,5 +384,6 @@ def _position(mark: _Mark) -> Position:
 
 
 def _end_of(before: str, file: str) -> Position:
-    """Return the place that follows the text ``before``."""
-    return Position(file, before.count("\n") + 1, len(before) - before.rfind("\n"))
+    """Return the place that follows the text ``before``, in lines as YAML counts them."""
+    lines = _BREAK.split(before)
+    return Position(file, len(lines), len(lines[-1]) + 1)

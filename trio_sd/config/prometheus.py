@@ -246,6 +246,7 @@ def _matches(pattern: str) -> list[str]:
 
     Raises:
       OSError: the directory can't be read.
+      ValueError: the pattern has a NUL in it.
     """
     with suppress(FileNotFoundError, NotADirectoryError):
         os.scandir(os.path.dirname(pattern) or ".").close()
@@ -453,6 +454,9 @@ class _Loading:
         except OSError as error:  # a directory that can't be read is not an empty one
             named = items_of(value_of(root, "scrape_config_files"), "")[index]
             raise named.error(f"can't read {quote(error.filename)}: {error.strerror}", place) from None
+        except ValueError as error:  # a path with a NUL in it
+            named = items_of(value_of(root, "scrape_config_files"), "")[index]
+            raise named.error(f"can't read {quote(pattern)}: {error}", place) from None
         if not files:
             self._notes.append(f"{place}: {quote(pattern)} matches no file")
         for file in files:

@@ -460,10 +460,12 @@ def _check_azure(section: object, kind: str, *, required: Sequence[str] = (), uu
 
 def _check_attributes(key: str, attributes: Sequence[str], adjective: str) -> None:
     """Refuse an attribute that is empty, or there twice; white space around it does not count."""
+    names = set()
     for index, attribute in enumerate(attributes):
         name = attribute.strip()
         if not name:
             raise FieldError((key, index), f"invalid {key!r}: empty {adjective} OTel resource attribute")
-        if name in {earlier.strip() for earlier in attributes[:index]}:
+        if name in names:
             message = f"invalid {key!r}: duplicated {adjective} OTel resource attribute {quote(name)}"
             raise FieldError((key, index), message)
+        names.add(name)

@@ -15,7 +15,8 @@ from .nodes import MappingNode, Node, SequenceNode, describe, is_null
 __all__ = ["Count", "Size", "items_of", "no_section", "relabel_rules", "sections_of", "value_of"]
 
 _SIZE: Final = re.compile(
-    r"[-+]?(0|(([0-9]+\.?[0-9]*|\.[0-9]+)([KMGTPE]?B))+|(([0-9]+\.?[0-9]*|\.[0-9]+)([KMGTPE]iB|B))+)"
+    # Nothing here can be matched in two ways, and ++ does not look for one: a long text takes no more than its length.
+    r"[-+]?(0|((?:[0-9]+(\.[0-9]*)?|\.[0-9]+)[KMGTPE]?B)++|((?:[0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]iB|B))++)"
 )
 _SIZE_PART: Final = re.compile("([0-9.]+)([KMGTPE]?)i?B")
 _PREFIXES: Final = ("", "K", "M", "G", "T", "P", "E")

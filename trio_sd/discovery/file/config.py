@@ -9,6 +9,7 @@ from typing import ClassVar, Final, Self
 from ...discoverer import DiscovererConfig, DiscovererOptions
 from ...durations import Duration
 from ...errors import FieldError
+from ...messages import quote
 from .discoverer import FileDiscoverer
 from .patterns import Pattern, clean
 
@@ -44,8 +45,8 @@ class FileSDConfig(DiscovererConfig):
             if not _FILE_NAME.fullmatch(name):
                 raise FieldError(
                     ("files", index),
-                    f'path name "{name}" is not valid for file discovery; expected a name that ends in .json, .yml or '
-                    ".yaml, with a * in its last element at most",
+                    f"path name {quote(name)} is not valid for file discovery; expected a name that ends in .json, "
+                    ".yml or .yaml, with a * in its last element at most",
                 )
             try:
                 Pattern(name)

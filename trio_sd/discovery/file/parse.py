@@ -17,6 +17,7 @@ from ...config.groups import decode_target_group
 from ...config.nodes import SequenceNode, describe, is_null, parse_yaml
 from ...errors import ConfigError, Position
 from ...limits import Limits
+from ...messages import key_path, quote
 from ...targets import ADDRESS_LABEL, LABEL_NAME, META_LABEL_PREFIX, Labels, TargetGroup
 
 __all__ = ["FILEPATH_LABEL", "Parse", "parse"]
@@ -43,7 +44,8 @@ def parse(content: bytes, path: str, limits: Limits) -> tuple[TargetGroup, ...]:
       ConfigError: the content can't be used. One bad group is enough, so that nobody acts on half of a file.
     """
     if len(content) > limits.file_bytes:
-        raise ConfigError(f"{path}: larger than the {limits.file_bytes} bytes that the limit file_bytes allows")
+        message = f"larger than the {limits.file_bytes} bytes that the limit file_bytes allows"
+        raise ConfigError(message, Position(path, 1, 1))
     if not content.strip():
         # Prometheus reads an empty YAML file as an empty list. But an empty file is far more often one that is about
         # to be written; an empty list can be written as [].
@@ -162,7 +164,7 @@ class _JSONReader:
                 else:
                     self._add_labels(labels, value)
             else:
-                raise _JSONValueError(f'unknown field "{key}"; a target group has targets and labels')
+                raise _JSONValueError(f"unknown field {quote(key)}; a target group has targets and labels")
         return targets, labels
 
     def _targets(self, value: object) -> tuple[Labels, ...]:
@@ -182,11 +184,11 @@ class _JSONReader:
             raise _JSONValueError(f"expected an object of strings, found {_kind(value)}", ".labels")
         for name, text in value:
             if type(text) is not str or self._mend:
-                text = self._text(text, f".labels.{name}")
+                text = self._text(text, key_path(".labels", name))
             if name not in self._good_names:
                 if not LABEL_NAME.fullmatch(name):
                     expected = "letters, digits and _, no digit first"
-                    raise _JSONValueError(f'"{name}" is not a valid label name; expected {expected}', ".labels")
+                    raise _JSONValueError(f"{quote(name)} is not a valid label name; expected {expected}", ".labels")
                 self._good_names.add(name)
             labels[name] = text
         if len(labels) > self._limits.labels:

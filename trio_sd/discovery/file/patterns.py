@@ -10,10 +10,15 @@ import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
+
+from ...messages import quote
 
 __all__ = ["Pattern", "clean"]
 
-_MAGIC = re.compile(r"[*?\[\\]")
+_MAGIC: Final = re.compile(r"[*?\[\\]")
+_LONGEST: Final = 4096  # characters; Linux takes no longer path
+_DEEPEST: Final = 100  # elements, each of which is a pattern of its own
 
 
 def clean(path: str) -> str:
@@ -36,6 +41,10 @@ class Pattern:
     text: str
 
     def __post_init__(self) -> None:
+        if len(self.text) > _LONGEST:
+            raise ValueError(f"pattern {quote(self.text)} has more than {_LONGEST} characters")
+        if self.text.count("/") > _DEEPEST and _MAGIC.search(self.directory):
+            raise ValueError(f"pattern {quote(self.text)} has more than {_DEEPEST} elements")
         _ = self.parent and self.parent.name, self.name  # compiles them all, so that a bad one is refused here
 
     @cached_property
@@ -96,7 +105,7 @@ def _translate(pattern: str) -> str:
             chunks[-1] += expression
         elif char == "\\":
             if not rest:
-                raise ValueError(f'pattern "{pattern}" ends in the middle of an escape')
+                raise ValueError(f"pattern {quote(pattern)} ends in the middle of an escape")
             chunks[-1] += re.escape(rest[0])
             rest = rest[1:]
         else:
@@ -129,9 +138,9 @@ def _class(pattern: str, rest: str) -> tuple[str, str]:
 
 def _class_character(pattern: str, rest: str) -> tuple[str, str]:
     if not rest or rest[0] in "-]":
-        raise ValueError(f'pattern "{pattern}" has a malformed character class')
+        raise ValueError(f"pattern {quote(pattern)} has a malformed character class")
     if rest[0] == "\\":
         rest = rest[1:]
         if not rest:
-            raise ValueError(f'pattern "{pattern}" ends in the middle of an escape')
+            raise ValueError(f"pattern {quote(pattern)} ends in the middle of an escape")
     return rest[0], rest[1:]
