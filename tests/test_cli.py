@@ -103,6 +103,23 @@ def test_check_fails_when_nothing_was_discovered(tmp_path: Path) -> None:
     assert json.loads(done.stdout) == []
 
 
+ALERTING = "alerting: {alertmanagers: [{static_configs: [{targets: ['am:1']}]}]}\n"
+
+
+@pytest.mark.parametrize("text", ["", ALERTING])
+def test_check_fails_when_there_is_nothing_to_discover(tmp_path: Path, text: str) -> None:
+    done = run_command("check", write(tmp_path / "p.yml", text))
+    assert (done.returncode, done.stdout) == (2, "{}\n")
+    assert "there is no job" in done.stderr
+
+
+def test_a_job_named_like_a_section_goes_first(tmp_path: Path) -> None:
+    job = "scrape_configs: [{job_name: config-0, static_configs: [{targets: ['scraped:1']}]}]\n"
+    done = run_command("check", write(tmp_path / "p.yml", ALERTING + job), "config-0")
+    (found,) = json.loads(done.stdout)
+    assert (found["labels"]["job"], found["labels"]["__address__"]) == ("config-0", "scraped:1")
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -296,9 +313,10 @@ def test_output_that_can_not_be_written_is_one_line_and_status_1(tmp_path: Path)
         assert "Traceback" not in done.stderr
 
 
-def test_a_closed_stdout_is_told(tmp_path: Path) -> None:
-    config = write(tmp_path / "p.yml", STATIC)
-    script = f"exec {shlex.join(COMMAND)} run {shlex.quote(str(config))} >&-"
+@pytest.mark.parametrize("command", ["run p.yml", "check p.yml", "explain p.yml alpha", "config-diff p.yml p.yml"])
+def test_a_closed_stdout_is_told(command: str, tmp_path: Path) -> None:
+    write(tmp_path / "p.yml", STATIC)
+    script = f"cd {shlex.quote(str(tmp_path))} && exec {shlex.join(COMMAND)} {command} >&-"
     done = subprocess.run(["sh", "-c", script], stderr=subprocess.PIPE, text=True, timeout=30, check=False)
     assert done.returncode == 1
     assert "stdout is closed" in done.stderr

@@ -61,7 +61,7 @@ def test_what_a_reload_would_do() -> None:
         ("scrape", "new", "added", "joins", "file files=[dir/a.json]"),
         ("scrape", "none", "added", "", "discovers nothing"),
         ("scrape", "gone", "removed", "stops", "file files=[dir/gone.json]"),
-        ("notify", "config-0", "unchanged", "keeps", "static groups=1 (1 targets)"),
+        ("notify", "config-0", "unchanged", "keeps", "static groups=[am:1]"),
     ]
     assert diff_summary(differences) == (
         "sets: 2 added, 1 removed, 2 changed, 2 unchanged; providers: 1 start, 2 stop, 3 restart and keep their targets"
@@ -110,7 +110,41 @@ scrape_configs:
     told = f"{diff_rows(differences)}{diff_document(differences)}"
     assert "hunter" not in told
     (config,) = parse(text).scrape["a"]
-    assert describe(config).startswith("serverset servers=[zk] paths=[/p] digest_auth=DigestAuth(username='u'")
+    assert describe(config) == "serverset servers=[zk] paths=[/p] digest_auth={username=u, password=<secret>}"
+    assert [row[-1].endswith("} (differs in what is not shown)") for row in diff_rows(differences)] == [True, True]
+
+
+def test_another_order_is_a_change() -> None:
+    job = "scrape_configs:\n  - job_name: a\n    "
+    before = job + "file_sd_configs: [{files: [a.json]}, {files: [b.json]}]"
+    after = job + "file_sd_configs: [{files: [b.json]}, {files: [a.json]}]"
+    (found,) = config_differences(parse(before), parse(after))
+    assert (found.state, [member.state for member in found.members]) == ("changed", ["keeps", "keeps"])
+
+
+@pytest.mark.parametrize(
+    ("section", "text"),
+    [
+        (
+            "file_sd_configs: [{files: [1.json, 2.json, 3.json, 4.json]}]",
+            "[dir/1.json, dir/2.json, dir/3.json and 1 more]",
+        ),
+        ("static_configs: [{targets: [a, b, c]}, {targets: [d, e]}]", "groups=[a, b, c and 2 more]"),
+        ("serverset_sd_configs: [{servers: [a], paths: [/p], tls_config: {ca_file: x}}]", "tls_config={ca_file=dir/x}"),
+    ],
+)
+def test_a_discoverer_is_told_in_few_words(section: str, text: str) -> None:
+    (config,) = parse(f"scrape_configs:\n  - job_name: a\n    {section}").scrape["a"]
+    assert describe(config).endswith(text)
+
+
+def test_a_provider_of_either_manager_counts() -> None:
+    text = """
+scrape_configs: [{job_name: a, file_sd_configs: [{files: [a.json]}]}]
+alerting: {alertmanagers: [{file_sd_configs: [{files: [a.json]}]}]}
+"""
+    assert "2 start, 0 stop" in diff_summary(config_differences(parse(""), parse(text)))
+    assert len(diff_rows(config_differences(parse(""), parse(text)))) == 2
 
 
 def test_the_command_prints_a_table_or_json(tmp_path: Path) -> None:

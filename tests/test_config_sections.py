@@ -278,3 +278,27 @@ def test_prometheus_accepts_and_refuses_the_same(tmp_path: Path) -> None:
     said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
     accepted = [text for file, text in zip(files, texts, strict=True) if f"SUCCESS: {file} is valid" in said]
     assert accepted == ACCEPTED_FOR_LONG
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "remote_write: [{url: u, queue_config: {min_shards: 50, max_shards: 50}}]",
+        "storage: {tsdb: {retention: {percentage: 100}}}",
+        "storage: {tsdb: {retention: {percentage: 0}}}",
+    ],
+)
+def test_bounds_are_allowed(text: str) -> None:
+    parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("remote_write: [{url: u, queue_config: {batch_send_deadline: x}}]", "batch_send_deadline"),
+        ("otlp: {promote_resource_attributes: [' a', a]}", 'duplicated promoted OTel resource attribute "a"'),
+    ],
+)
+def test_these_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(text)

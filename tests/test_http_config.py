@@ -11,7 +11,15 @@ from rich.pretty import pretty_repr
 
 from trio_sd.config import FrozenMapping, decode, parse_yaml
 from trio_sd.errors import ConfigError
-from trio_sd.http_config import Authorization, BasicAuth, HTTPClientConfig, HTTPHeader, OAuth2, check_url
+from trio_sd.http_config import (
+    RESERVED_HEADERS,
+    Authorization,
+    BasicAuth,
+    HTTPClientConfig,
+    HTTPHeader,
+    OAuth2,
+    check_url,
+)
 from trio_sd.limits import Limits
 from trio_sd.secrets import Secret, SecretError
 from trio_sd.tls import TLSConfig
@@ -421,3 +429,42 @@ def test_headers_show_no_secret() -> None:
         bearer_token=Secret("hunter2"), http_headers=FrozenMapping({"A": HTTPHeader(values=("hunter2",))})
     )
     assert "hunter2" not in repr(config.request_headers())
+
+
+# Not read from RESERVED_HEADERS, so that none gets lost there; from Prometheus' common/config/headers.go.
+RESERVED = [
+    "Authorization", "Host", "Content-Encoding", "Content-Length", "Content-Type",
+    "X-Prometheus-Remote-Write-Version", "X-Prometheus-Remote-Read-Version", "X-Prometheus-Scrape-Timeout-Seconds",
+    "X-Amz-Date", "X-Amz-Security-Token", "X-Amz-Content-Sha256", "User-Agent", "Connection", "Keep-Alive",
+    "Proxy-Authenticate", "Proxy-Authorization", "Www-Authenticate", "Accept-Encoding",
+]  # fmt: skip
+
+
+def test_these_headers_are_reserved() -> None:
+    assert {name.lower() for name in RESERVED} == RESERVED_HEADERS
+
+
+@pytest.mark.parametrize("name", [*RESERVED, "USER-AGENT", "user-agent"])
+def test_a_reserved_header_is_refused_however_it_is_written(name: str) -> None:
+    node = parse_yaml(f"http_headers: {{{name}: {{values: [x]}}}}".encode(), file="p.yml", limits=Limits())
+    assert node is not None
+    with pytest.raises(ConfigError, match=f'setting header "{name.title()}" is not allowed'):
+        decode(node, HTTPClientConfig)
+
+
+@pytest.mark.parametrize("url", ["http://x/#a\x01b", "///[x", "///a:b"])
+def test_these_are_urls(url: str) -> None:
+    check_url(url)
+
+
+@pytest.mark.parametrize("url", ["http://x/\x01#", "//[x", "//a:b"])
+def test_these_are_no_urls(url: str) -> None:
+    with pytest.raises(ValueError, match="not a valid URL"):
+        check_url(url)
+
+
+def test_all_files_of_oauth2_are_taken_from_the_directory() -> None:
+    found = OAuth2(
+        client_id="c", token_url="t", client_secret_file="s", client_certificate_key_file="k"
+    ).with_directory("/d")
+    assert (found.client_secret_file, found.client_certificate_key_file) == ("/d/s", "/d/k")

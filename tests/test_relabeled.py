@@ -27,7 +27,7 @@ from trio_sd.store import TargetStore
 from trio_sd.target_labels import Labeler, TargetLabeler
 from trio_sd.testing import FakeDiscoverer, cancel_everywhere, group
 
-from .managing import AT_ONCE, synced, until
+from .managing import AT_ONCE, sources, synced, until
 
 PATIENCE: Final = 20.0
 
@@ -586,3 +586,169 @@ async def test_targets_that_cant_be_used_are_told_once_a_set_and_again_for_anoth
 def test_what_can_not_make_labels_is_refused() -> None:
     with pytest.raises(TypeError, match="the labeling of set web has no method labeler: 1"):
         SetConfigs({}, {"web": 1})  # type: ignore[dict-item]  # that is the point
+
+
+# What several have, what is not done twice, and who is told
+
+SAME: Final = RelabelConfig(("__address__",), target_label="__address__", replacement="same")
+
+
+class Viewed:
+    """A store, and its view by one labeling of everything."""
+
+    def __init__(self, labeling: Labeling, *providers: str) -> None:
+        self.labeling = labeling
+        self.store = TargetStore()
+        self.labelings: dict[tuple[str, str], Labeling | None] = {}
+        self.apply(*providers)
+        self.view = RelabeledTargets(self.store, lambda: self.labelings, "scrape")
+
+    def apply(self, *providers: str) -> None:
+        self.store.apply({"web": providers}, restarted=[], deadline=0.0)
+        self.labelings = {("web", provider): self.labeling for provider in providers}
+
+
+def test_what_several_have_is_shown_by_the_first_in_the_order_of_now() -> None:
+    """A reload that only changes the order of the configurations moves it."""
+    viewed = Viewed(job(SAME), "a/0", "b/0")
+    viewed.store.report("a/0", [group("a", "1")])
+    viewed.store.report("b/0", [group("b", "2")])
+    list(viewed.view.follow())
+    assert sources(viewed.view.snapshot()) == ["a"]
+    viewed.apply("b/0", "a/0")
+    list(viewed.view.follow())
+    assert sources(viewed.view.snapshot()) == ["b"]
+
+
+def test_one_that_comes_first_takes_over_from_the_one_that_showed_it() -> None:
+    viewed = Viewed(job(SAME), "a/0", "b/0", "c/0")
+    viewed.store.report("b/0", [group("b", "2")])
+    viewed.store.report("c/0", [group("c", "3")])
+    list(viewed.view.follow())
+    assert sources(viewed.view.snapshot()) == ["b"]
+    viewed.store.report("a/0", [group("a", "1")])
+    list(viewed.view.follow())
+    assert sources(viewed.view.snapshot()) == ["a"]
+
+
+def test_what_was_done_once_is_not_looked_at_again() -> None:
+    viewed = Viewed(job(), "a/0")
+    viewed.store.report("a/0", [group(str(n), f"x{n}") for n in range(100)])
+    list(viewed.view.follow())
+    viewed.store.report("a/0", [group("0", "y")])
+    assert viewed.view._reader.read().touched == {"a/0": {"0"}}
+
+
+def test_equal_rules_are_the_same_rules() -> None:
+    """As after every reload: what is equal is relabeled by nobody again."""
+
+    class Counting:
+        made = 0
+
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, Counting)
+
+        __hash__ = object.__hash__
+
+        def labeler(self) -> trio_sd.target_labels.Labeler:
+            Counting.made += 1
+            return job().labeler()
+
+    viewed = Viewed(Counting(), "a/0")
+    viewed.store.report("a/0", [group("a", "1")])
+    list(viewed.view.follow())
+    viewed.labeling = Counting()
+    viewed.apply("a/0")
+    list(viewed.view.follow())
+    assert Counting.made == 1
+
+
+async def test_nobody_waits_for_a_view_that_has_ended() -> None:
+    viewed = Viewed(job(), "a/0")
+    viewed.store.report("a/0", [group("a", "1")])
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(viewed.view.wait_caught_up)
+            await trio.testing.wait_all_tasks_blocked()
+            viewed.view.scope.cancel()
+            await viewed.view.run()
+
+
+async def test_all_subscribers_are_told(autojump_clock: MockClock) -> None:
+    fake = FakeDiscoverer("a", first=[group("a", "1")])
+    async with (
+        open_manager(SetConfigs({"web": [fake.config]}, {"web": job()})) as manager,
+        manager.subscribe(relabel=True, throttle=AT_ONCE) as early,
+        manager.subscribe(relabel=True, throttle=AT_ONCE) as late,
+    ):
+        for updates in early, late:
+            await until(updates, lambda update: sources(update.snapshot) == ["a"])
+        await fake.send(group("b", "2"))
+        for updates in early, late:
+            await until(updates, lambda update: sources(update.snapshot) == ["a", "b"])
+
+
+async def test_the_rules_stay_while_one_of_several_subscribers_goes(autojump_clock: MockClock) -> None:
+    fake = synced("a", "a")
+    async with (
+        open_manager(SetConfigs({"web": [fake.config]}, {"web": job()})) as manager,
+        manager.subscribe(relabel=True, throttle=AT_ONCE) as stays,
+    ):
+        async with manager.subscribe(relabel=True, name="goes"):
+            assert [one.name for one in manager.statistics().subscriptions] == ["", "goes"]
+        await until(stays, lambda update: sources(update.snapshot) == ["a"])
+        await fake.send(group("b", "2"))
+        await until(stays, lambda update: sources(update.snapshot) == ["a", "b"])
+
+
+async def test_who_still_waits_when_the_manager_closes_is_told(autojump_clock: MockClock) -> None:
+    fake = synced("a", "a")
+    told = trio.Event()
+    async with trio.open_nursery() as nursery:
+        async with open_manager(SetConfigs({"web": [fake.config]}, {"web": job()})) as manager:
+            await manager.wait_synced()
+
+            async def subscribe() -> None:
+                with pytest.raises(trio.ClosedResourceError):
+                    async with manager.subscribe(relabel=True):
+                        raise AssertionError("it was opened though the manager is closed")
+                told.set()
+
+            nursery.start_soon(subscribe)
+            while manager._relabeled is None:  # until the moment when it waits
+                await trio.lowlevel.checkpoint()
+        with trio.fail_after(5):
+            await told.wait()
+
+
+def test_what_errors_say_is_told_once_each_and_all_are_counted() -> None:
+    url = RelabelConfig(("__address__",), regex="(.).*", target_label="__address__", replacement="http://$1")
+    viewed = Viewed(job(url), "a/0")
+    viewed.store.report("a/0", [group("s", "a1", "a2", "b1", "c1", "d1", "e1")])
+    list(viewed.view.follow())
+    found = viewed.view.statistics("web")
+    assert found is not None
+    assert found.unusable == 6
+    assert found.errors == tuple([f'"http://{name}" is not a valid hostname' for name in "abc"])
+
+
+def test_the_log_tells_of_errors_when_there_are_more_and_not_at_each_change(caplog: pytest.LogCaptureFixture) -> None:
+    url = RelabelConfig(("__address__",), regex="(x.*)", target_label="__address__", replacement="http://$1")
+    viewed = Viewed(job(url), "a/0")
+    viewed.store.report("a/0", [group("bad", "x1"), group("good", "a1")])
+    list(viewed.view.follow())
+    assert len(caplog.records) == 1
+    viewed.store.report("a/0", [group("good", "a2")])
+    list(viewed.view.follow())
+    assert len(caplog.records) == 1
+
+
+def test_set_configs_stay_what_they_were() -> None:
+    members = [FakeDiscoverer("a").config]
+    configs, labeling = {"web": members}, {"web": job()}
+    made = SetConfigs(configs, labeling)
+    members.clear()
+    del labeling["web"]
+    assert len(made["web"]) == 1
+    assert isinstance(made["web"], tuple)
+    assert made.labeling.keys() == {"web"}

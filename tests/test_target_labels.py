@@ -243,3 +243,9 @@ def test_a_target_of_which_rules_make_too_much_cant_be_used() -> None:
     trace, explained = made.explain({"__address__": "a:1"})
     assert explained == found
     assert trace.error == found.error
+
+
+def test_of_several_bad_values_the_first_by_name_is_told() -> None:
+    labels = {"__address__": "x:1", "c": "\udcff", "b": "\udcfe", "d": "\udcfd"}
+    found = labeler().target_labels(labeler().discovered_labels(labels, {}))
+    assert found.error == 'invalid label value for "b": "\\xfe"'

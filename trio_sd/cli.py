@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import click
 import trio
@@ -30,6 +31,7 @@ from .outputs.explain import TargetFilter, explain_document, explain_text, expla
 from .outputs.health import health_lines, reloads_line
 from .outputs.jsonl import JsonLines
 from .outputs.logfmt import LogfmtFormatter
+from .outputs.text import plain_table
 from .reload import Reloader, load
 from .set_configs import SetConfigs
 from .snapshots import Snapshot
@@ -45,8 +47,6 @@ EXIT_UNUSABLE = 1
 EXIT_INCOMPLETE = 2
 
 _STDOUT = 1  # the descriptor; sys.stdout is None where it is closed
-
-_UNLIMITED = 10_000  # columns of a table that goes to a file
 
 _CONFIG_ARGUMENT = click.argument("config", type=click.Path(dir_okay=False))
 
@@ -131,7 +131,7 @@ def check(config: str, jobs: tuple[str, ...], timeout: Duration, format_: str | 
     \b
     Exit status:
       0  every provider has reported, and there are targets
-      1  the configuration can't be used, or has no such job
+      1  the configuration or the command line can't be used, or the output can't be written
       2  some provider had not reported at the timeout, or no target was discovered at all; stderr says so
 
     \b
@@ -140,6 +140,7 @@ def check(config: str, jobs: tuple[str, ...], timeout: Duration, format_: str | 
       trio-sd check prometheus.yml node --format json | jq '.[].labels.instance'
       trio-sd check prometheus.yml --timeout 5s
     """
+    _require_stdout()
     return trio.run(_check, config, jobs, timeout.seconds, format_ or _table_or("json"))
 
 
@@ -185,11 +186,12 @@ def explain(
 
     For every target: the labels that it was discovered with, each rule with its place in the file, what the rule
     looked at and what it changed, and what became of the target. A "duplicate" has the final labels of another one.
+    JOB may be an Alertmanager section as well: config-0, config-1 and so on, where no job has that name.
 
     \b
     Exit status:
       0  every provider has reported, and there are such targets
-      1  the configuration can't be used, or has no such job
+      1  the configuration or the command line can't be used, or the output can't be written
       2  some provider had not reported at the timeout, or there is no such target; stderr says so
 
     \b
@@ -198,6 +200,7 @@ def explain(
       trio-sd explain prometheus.yml node --target web-1:9100
       trio-sd explain prometheus.yml node --label env=test --format json | jq '.[].steps[] | select(.kept | not)'
     """
+    _require_stdout()
     chosen = TargetFilter(addresses, labels)
     return trio.run(_explain, config, job, chosen, timeout.seconds, format_ or _table_or("json"))
 
@@ -205,14 +208,18 @@ def explain(
 async def _explain(path: str, job: str, chosen: TargetFilter, patience: float, format_: str) -> int:
     found = await _discover(path, (job,), patience)
     section = found.config.jobs.get(job) or found.config.alertmanagers[job]
-    targets = list(explained_targets(found.snapshot[job], section.labeler(), chosen))
-    if found.complete and not targets:
+    targets = explained_targets(found.snapshot[job], section.labeler(), chosen)
+    first = next(targets, None)
+    shown = [] if first is None else chain([first], targets)
+    if found.complete and first is None:
         logger.error("no target of %s matches", job)
     if format_ == "json":
-        click.echo(explain_document(targets, section.rule_positions))
-    elif targets:
-        click.echo(explain_text(targets, section.rule_positions, partial(_table, fold=True)))
-    return 0 if found.complete and targets else EXIT_INCOMPLETE
+        for part in explain_document(shown, section.rule_positions):
+            click.echo(part, nl=part.endswith("]"))
+    else:
+        for block in explain_text(shown, section.rule_positions, partial(_table, fold=True)):
+            click.echo(block, nl=False)
+    return 0 if found.complete and first is not None else EXIT_INCOMPLETE
 
 
 @cli.command("config-diff")
@@ -222,22 +229,23 @@ async def _explain(path: str, job: str, chosen: TargetFilter, patience: float, f
 def config_diff(old: str, new: str, format_: str | None) -> None:
     """Show which sets and providers a reload from the configuration OLD to NEW would start, stop or keep.
 
-    Nothing is discovered. Relative paths are taken from the directory of each file. A provider "keeps" if its
-    configuration is equal: it is restarted, and its targets stay shown meanwhile. One that "joins" or "leaves" a set
-    goes on in other sets. "labels" says that targets get other labels, because the rules or other settings of the
-    section differ.
+    Nothing is discovered. Have both files in one directory, because relative paths are taken from there. A provider
+    "keeps" if its configuration is equal: it is restarted, and its targets stay shown meanwhile. One that "joins" or
+    "leaves" a set goes on in other sets. "labels" says that targets get other labels, because the rules or other
+    settings of the section differ.
 
     \b
     Exit status:
       0  the differences were shown, if there are any
-      1  one of the configurations can't be used
+      1  a configuration or the command line can't be used, or the output can't be written
 
     \b
     Examples:
-      trio-sd config-diff /etc/prometheus/prometheus.yml new.yml
+      trio-sd config-diff prometheus.yml prometheus.yml.new
       git show HEAD:prometheus.yml > old.yml && trio-sd config-diff old.yml prometheus.yml
       trio-sd config-diff old.yml new.yml --format json | jq '.[] | select(.state == "removed").set'
     """
+    _require_stdout()
     trio.run(_config_diff, old, new, format_ or _table_or("json"))
 
 
@@ -246,7 +254,7 @@ async def _config_diff(old: str, new: str, format_: str) -> None:
     if format_ == "json":
         click.echo(diff_document(differences))
     else:
-        click.echo(_table(("MANAGER", "SET", "IS", "PROVIDER", "WHICH"), diff_rows(differences)))
+        click.echo(_table(("MANAGER", "SET", "IS", "PROVIDER", "WHICH"), diff_rows(differences), fold=True))
         click.echo(diff_summary(differences))
 
 
@@ -258,7 +266,7 @@ class _Discovered:
       config: the whole configuration.
       configs: the sets that were asked for.
       snapshot: what was found of them.
-      complete: whether every provider has reported, and there are targets, unless nothing is configured.
+      complete: whether every provider has reported, and there are targets.
     """
 
     config: Config
@@ -272,10 +280,10 @@ async def _discover(path: str, names: Sequence[str], patience: float) -> _Discov
     config = await load(path)
     for note in config.notes:
         logger.warning("%s: %s", path, note)
-    known = {**config.notify, **config.scrape}
+    known = {**config.scrape, **{name: configs for name, configs in config.notify.items() if name not in config.scrape}}
     unknown = [name for name in names if name not in known]
     if unknown:
-        listed = ", ".join(config.scrape) or "none"
+        listed = ", ".join(known) or "none"
         raise ConfigError(f"no such job: {', '.join(unknown)}; the configuration has: {listed}")
     labeling = {**config.notify.labeling, **config.scrape.labeling}
     configs = SetConfigs({name: known[name] for name in (names or config.scrape)}, labeling)
@@ -296,8 +304,10 @@ async def _discover(path: str, names: Sequence[str], patience: float) -> _Discov
                 patience,
                 "; ".join(trouble),
             )
-    nothing = bool(configs) and not any(map(snapshot.target_count, snapshot))
-    if nothing and not silent:
+    nothing = not any(map(snapshot.target_count, snapshot))
+    if not configs:
+        logger.error("there is no job to discover targets for")
+    elif nothing and not silent:
         logger.error("no target was discovered for %s", ", ".join(configs))
     return _Discovered(config, configs, snapshot, not (silent or nothing))
 
@@ -305,13 +315,14 @@ async def _discover(path: str, names: Sequence[str], patience: float) -> _Discov
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, fold: bool = False) -> str:
     """Return a table as wide as the terminal; elsewhere it is as wide as it needs to be.
 
-    What has no room is cut, or with ``fold`` goes on in the next line.
+    What has no room on a terminal is cut, or with ``fold`` goes on in the next line.
     """
+    if not sys.stdout.isatty():
+        return plain_table(headings, rows)
     from .outputs.table import render, rows_table  # drawing costs 60 ms of imports
 
-    terminal = sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if terminal else _UNLIMITED
-    text = render(rows_table(headings, rows, fold=fold), width=width, terminal=terminal)
+    width = shutil.get_terminal_size().columns
+    text = render(rows_table(headings, rows, fold=fold), width=width, terminal=True)
     return "\n".join([line.rstrip() for line in text.splitlines()])
 
 
@@ -375,9 +386,8 @@ def run(
     """
     _ignore_what_asks_for_something()
     output = output or _table_or("jsonl")
-    if output != "none" and sys.stdout is None:
-        # Its descriptor may be somebody else's by now.
-        raise click.UsageError("stdout is closed, so there is nowhere to write to; use --output none")
+    if output != "none":
+        _require_stdout("; use --output none")
     opening = _Opening(state_file, None if state_max_age is None else state_max_age.seconds, removal_delay.seconds)
     opening.check(config)
     trio.run(partial(_run, config, output=output, relabel=relabel, watch=watch_config, opening=opening))
@@ -512,6 +522,12 @@ async def _serve(
                 await body((scrape, notify), reloader, nursery)
                 nursery.cancel_scope.cancel()
             outer.cancel_scope.cancel()
+
+
+def _require_stdout(instead: str = "") -> None:
+    """Refuse to write to a stdout that is closed: its descriptor may be somebody else's by now."""
+    if sys.stdout is None:
+        raise click.UsageError(f"stdout is closed, so there is nowhere to write to{instead}")
 
 
 def _ignore_what_asks_for_something() -> None:

@@ -95,7 +95,7 @@ class _Part:
 class _Entry:
     """What became of one group. Its targets are all different; other groups may have the same."""
 
-    __slots__ = ("dropped", "duplicates", "errors", "group", "labeler", "part", "source", "targets")
+    __slots__ = ("dropped", "duplicates", "errors", "group", "labeler", "part", "source", "targets", "unusable")
 
     def __init__(self, part: _Part, group: TargetGroup) -> None:
         self.part = part
@@ -103,9 +103,10 @@ class _Entry:
         self.group = group
         self.labeler = part.labeler
         self.targets: tuple[Labels, ...] = ()
-        self.errors: tuple[str, ...] = ()
+        self.errors: tuple[str, ...] = ()  # some that differ
         self.duplicates = 0
         self.dropped = 0
+        self.unusable = 0
 
     @property
     def rank(self) -> tuple[int, str]:
@@ -114,7 +115,7 @@ class _Entry:
     def relabel(self) -> _Work:
         """Find out what becomes of the group."""
         targets: dict[Labels, None] = {}
-        errors = []
+        errors: dict[str, None] = {}
         for target in self.group.targets:
             outcome = _outcome(self.labeler, target, self.group.labels)
             if isinstance(outcome, Labels):
@@ -124,7 +125,9 @@ class _Entry:
             elif outcome is None:
                 self.dropped += 1
             else:
-                errors.append(outcome)
+                self.unusable += 1
+                if len(errors) < _TOLD:
+                    errors[outcome] = None
             yield 1
         self.targets, self.errors = tuple(targets), tuple(errors)
 
@@ -178,7 +181,7 @@ class _Set:
 
     def _count(self, entry: _Entry, sign: int) -> None:
         self.dropped += sign * entry.dropped
-        self.unusable += sign * len(entry.errors)
+        self.unusable += sign * entry.unusable
         self._duplicates += sign * (entry.duplicates + len(entry.targets))
         if entry.errors and sign > 0:
             self.faulty[entry] = None
@@ -241,7 +244,7 @@ class _Set:
 
     def statistics(self) -> RelabelStatistics:
         """Return what became of the targets of the set."""
-        errors = [error for entry in islice(self.faulty, _TOLD) for error in entry.errors[:_TOLD]]
+        errors = [error for entry in islice(self.faulty, _TOLD) for error in entry.errors]
         return RelabelStatistics(
             targets=len(self._holders),
             dropped=self.dropped,

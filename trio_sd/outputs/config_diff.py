@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from ..config import Config
 from ..discoverer import DiscovererConfig
 from ..set_configs import SetConfigs
-from ..targets import TargetGroup
+from ..targets import ADDRESS_LABEL, TargetGroup
 
 __all__ = ["Member", "SetDifference", "config_differences", "describe", "diff_document", "diff_rows", "diff_summary"]
 
@@ -92,26 +92,35 @@ def _difference(
 
 def describe(config: DiscovererConfig) -> str:
     """Return what a discoverer is, in few words: its mechanism, and its fields that are not at their default."""
-    given = [f"{name}={_text(value)}" for name, value in _given(config).items()]
-    return " ".join([config.mechanism, *given])
+    return " ".join([config.mechanism, *_given(config)])
 
 
-def _given(config: DiscovererConfig) -> Mapping[str, object]:
-    given: object = config
-    if not dataclasses.is_dataclass(given):  # which the contract asks for, but mypy can't know
-        return {}
-    values = {field.name: (getattr(given, field.name), field.default) for field in dataclasses.fields(given)}
-    return {name: value for name, (value, default) in values.items() if value != default}
+def _given(value: object) -> list[str]:
+    if not dataclasses.is_dataclass(value):  # which the contract asks of a configuration, but mypy can't know
+        return []
+    pairs = [(field.name, getattr(value, field.name), field.default) for field in dataclasses.fields(value)]
+    return [f"{name}={_text(given)}" for name, given, default in pairs if given != default]
 
 
 def _text(value: object) -> str:
+    """Return a value in short. Nothing that is secret shows itself in a text."""
     if isinstance(value, tuple):
         if value and all(isinstance(item, TargetGroup) for item in value):
-            return f"{len(value)} ({sum([len(group.targets) for group in value])} targets)"
+            return _text(tuple([target.get(ADDRESS_LABEL, "?") for group in value for target in group.targets]))
         more = f" and {len(value) - _SHOWN} more" if len(value) > _SHOWN else ""
         return f"[{', '.join([_text(item) for item in value[:_SHOWN]])}{more}]"
-    # Nothing that is secret shows itself in either way.
-    return repr(value) if dataclasses.is_dataclass(value) and type(value).__str__ is object.__str__ else str(value)
+    has_text = not dataclasses.is_dataclass(value) or type(value).__str__ is not object.__str__
+    return str(value) if has_text else f"{{{', '.join(_given(value))}}}"
+
+
+def _described(difference: SetDifference) -> list[tuple[Member, str]]:
+    """Return the members with what they are; told apart where that is the same of several, because secrets differ."""
+    texts = [describe(member.config) for member in difference.members]
+    count = Counter(texts)
+    return [
+        (member, f"{text} (differs in what is not shown)" if count[text] > 1 else text)
+        for member, text in zip(difference.members, texts, strict=True)
+    ]
 
 
 def diff_rows(differences: Sequence[SetDifference]) -> list[tuple[str, str, str, str, str]]:
@@ -120,7 +129,7 @@ def diff_rows(differences: Sequence[SetDifference]) -> list[tuple[str, str, str,
     for one in differences:
         state = f"{one.state} (labels)" if one.labels_differ else one.state
         beginning = one.manager, one.name, state
-        rows.extend([(*beginning, member.state, describe(member.config)) for member in one.members])
+        rows.extend([(*beginning, member.state, text) for member, text in _described(one)])
         if not one.members:
             rows.append((*beginning, "", "discovers nothing"))
     return rows
@@ -147,7 +156,7 @@ def diff_document(differences: Sequence[SetDifference]) -> str:
             "set": one.name,
             "state": one.state,
             "labelsDiffer": one.labels_differ,
-            "providers": [{"state": member.state, "config": describe(member.config)} for member in one.members],
+            "providers": [{"state": member.state, "config": text} for member, text in _described(one)],
         }
         for one in differences
     ]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from textwrap import indent
 from typing import Final, Literal, TypeAlias
 
 from ..errors import Position
+from ..messages import printable as readable
 from ..messages import quote
 from ..relabel import LabelChange, RelabelConfig, Step
 from ..target_labels import Labeler, Outcome
@@ -20,6 +22,7 @@ State: TypeAlias = Literal["kept", "dropped", "duplicate", "unusable"]
 """What becomes of a target."""
 
 _DEFAULT: Final = RelabelConfig()
+_HEADINGS: Final = ("AT", "RULE", "LOOKED AT", "EFFECT")
 
 
 @dataclass(frozen=True)
@@ -101,14 +104,19 @@ def _state(outcome: Outcome, finals: set[frozenset[tuple[str, str]]]) -> State:
     return "kept"
 
 
-def explain_document(targets: Sequence[ExplainedTarget], positions: Sequence[Position]) -> str:
-    """Return the targets as JSON, each as ``check`` has it, with a list of the ``steps`` that its rules were.
+def explain_document(targets: Iterable[ExplainedTarget], positions: Sequence[Position]) -> Iterator[str]:
+    """Yield the parts of a JSON list of the targets, each as ``check`` has it, with what its rules did as ``steps``.
 
     Args:
       targets: what to tell of.
       positions: where each rule stands.
     """
-    return json.dumps([_entry(target, positions) for target in targets], indent=2, ensure_ascii=False)
+    before = "["
+    for target in targets:
+        entry = json.dumps(_entry(target, positions), indent=2, ensure_ascii=False)
+        yield f"{before}\n{indent(entry, '  ')}"
+        before = ","
+    yield "[]" if before == "[" else "\n]"
 
 
 def _entry(target: ExplainedTarget, positions: Sequence[Position]) -> dict[str, object]:
@@ -139,18 +147,19 @@ def _given(rule: RelabelConfig) -> dict[str, object]:
 
 
 def explain_text(
-    targets: Sequence[ExplainedTarget],
+    targets: Iterable[ExplainedTarget],
     positions: Sequence[Position],
     table: Callable[[Sequence[str], Sequence[Sequence[str]]], str],
-) -> str:
-    """Return the targets as text, each with a table of its rules.
+) -> Iterator[str]:
+    """Yield a block of text for each target: where its rules stand, and a table of what they did.
 
     Args:
       targets: what to tell of.
       positions: where each rule stands.
       table: draws a table of headings and rows.
     """
-    return "\n\n".join([_block(target, positions, table) for target in targets])
+    for number, target in enumerate(targets):
+        yield ("\n" if number else "") + _block(target, positions, table)
 
 
 def _block(
@@ -158,14 +167,20 @@ def _block(
     positions: Sequence[Position],
     table: Callable[[Sequence[str], Sequence[Sequence[str]]], str],
 ) -> str:
-    rows = [(str(positions[s.index]), _rule(s.config), _looked_at(s), _effect(s)) for s in target.steps]
+    places = [positions[step.index] for step in target.steps]
+    rows = [
+        (f"{place.line}:{place.column}", _rule(step.config), _looked_at(step), _effect(step))
+        for place, step in zip(places, target.steps, strict=True)
+    ]
     final = target.error or ("" if target.labels is None else _labels(target.labels))
     return "\n".join(
         [
             printable(f"{target.discovered.get(ADDRESS_LABEL, '(no address)')}: {target.state}"),
             printable(f"discovered: {_labels(target.discovered)}"),
-            table(("AT", "RULE", "LOOKED AT", "EFFECT"), rows) if rows else "there are no rules",
+            # The rules of a job are all in one file, whose path would leave no room in the table.
+            f"rules: {printable(places[0].file)}\n{table(_HEADINGS, rows)}" if rows else "rules: none",
             printable(f"{target.state}: {final}".removesuffix(": ")),
+            "",
         ]
     )
 
@@ -178,8 +193,9 @@ def _rule(rule: RelabelConfig) -> str:
 
 def _value(value: object) -> str:
     if isinstance(value, tuple):
-        return f"[{', '.join(value)}]"
-    return quote(value) if isinstance(value, str) else str(value)
+        return f"[{', '.join(map(readable, value))}]"
+    # Without the escapes of quotes, so that an expression can be copied back.
+    return readable(value) if isinstance(value, str) else str(value)
 
 
 def _looked_at(step: Step) -> str:

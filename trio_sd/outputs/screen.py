@@ -22,6 +22,7 @@ from rich.text import Text
 
 from ..manager import Manager, ManagerStatistics
 from ..snapshots import Snapshot, Update
+from ..targets import META_LABEL_PREFIX
 from .descriptor import write
 from .health import Reloads
 from .logfmt import BriefFormatter
@@ -187,7 +188,9 @@ class Screen:
         left = max(3, room - providers.row_count)
         if total <= left:
             marked = frozenset(key for key, since in self._changed.items() if now - since < _FRESH)
-            lower = [targets_table(snapshots, marked)]
+            # Of final labels those in underscores are for the scraper, and the same for nearly all.
+            hidden = "__" if self._relabel else META_LABEL_PREFIX
+            lower = [targets_table(snapshots, marked, hidden=hidden)]
         else:
             hint = f"{total:,} targets are too many to list here; trio-sd check lists them"
             table = events_table([*self._events][1 - left :][::-1], now)

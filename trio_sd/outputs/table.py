@@ -123,19 +123,25 @@ def _trouble(provider: ProviderStatistics) -> str:
     return "; ".join([*told, *provider.details.errors, *provider.details.notes])
 
 
-def targets_table(snapshots: Sequence[Snapshot], marked: frozenset[tuple[str, str]] = frozenset()) -> Table:
-    """Return a table of every target with the labels that it was discovered with, without ``__meta_`` ones.
+def targets_table(
+    snapshots: Sequence[Snapshot],
+    marked: frozenset[tuple[str, str]] = frozenset(),
+    *,
+    hidden: str = META_LABEL_PREFIX,
+) -> Table:
+    """Return a table of every target with its labels and those of its group.
 
     Args:
       snapshots: whose targets to list.
       marked: (set, source) pairs to draw as new.
+      hidden: labels whose names begin so are left out.
     """
     table = _table("SET", "TARGET", "LABELS", "SOURCE")
     for snapshot in snapshots:
         for set_name, target, group in _targets(snapshot):
             labels = {**group.labels, **target}
             address = labels.pop(ADDRESS_LABEL, "")
-            shown = [f"{k}={v}" for k, v in sorted(labels.items()) if not k.startswith(META_LABEL_PREFIX)]
+            shown = [f"{k}={v}" for k, v in sorted(labels.items()) if not k.startswith(hidden)]
             style = "bold green" if (set_name, group.source) in marked else ""
             table.add_row(*map(_cell, (set_name, address, " ".join(shown), group.source)), style=style)
     return table
