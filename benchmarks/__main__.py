@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import trio
 
-from . import files, manager, relabel, reload, state, zookeeper
+from . import files, manager, relabel, reload, serve, state, zookeeper
 from .report import table
 
 BENCHMARKS = MappingProxyType(
@@ -19,6 +19,7 @@ BENCHMARKS = MappingProxyType(
         "reload": reload.run,
         "state": state.run,
         "relabel": relabel.run,
+        "serve": serve.run,
         "zookeeper": zookeeper.run,
     }
 )

@@ -47,6 +47,7 @@ FLOORS = {
     "discovery": 5,
     "reload": 6,
     "outputs": 6,
+    "web": 6,
     "cli": TOP,
     "demo": TOP,
     "__main__": TOP,
@@ -83,6 +84,8 @@ NEIGHBOURS = {
     ("store", "snapshots"),
     ("state_file", "subscription"),
     ("relabeled", "subscription"),
+    ("web", "outputs"),
+    ("web", "reload"),
 }
 """Rooms of one floor of which the first may import the second."""
 
@@ -242,9 +245,16 @@ def test_public_modules_say_what_is_public_and_document_it(module: str) -> None:
             assert value.__doc__, f"{module}.{name} has no docstring"
 
 
+SERVER = ("hypercorn", "starlette", "prometheus_client", "bcrypt")
+
+
 @pytest.mark.parametrize("module", ["trio_sd", "trio_sd.manager", "trio_sd.testing"])
 def test_importing_the_engine_does_not_import_what_it_does_not_need(module: str) -> None:
-    assert imported_by(f"import {module}", "rich", "click", "yaml", "re2", "kazoo") == "[]"
+    assert imported_by(f"import {module}", "rich", "click", "yaml", "re2", "kazoo", "anyio", *SERVER) == "[]"
+
+
+def test_the_command_does_not_import_a_server_before_it_serves() -> None:
+    assert imported_by("import trio_sd.cli", *SERVER) == "[]"
 
 
 def test_knowing_a_mechanism_does_not_import_what_only_its_discoverer_needs() -> None:

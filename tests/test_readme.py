@@ -26,7 +26,14 @@ def shown(name: str) -> str:
 
 
 def test_every_marked_block_is_tested_here() -> None:
-    assert re.findall(r"<!-- tested: (\w+) -->", README) == ["embed", "sighup", "relabel", "discoverer"]
+    assert re.findall(r"<!-- tested: (\w+) -->", README) == [
+        "embed",
+        "sighup",
+        "relabel",
+        "blocking",
+        "serve",
+        "discoverer",
+    ]
 
 
 async def wait_printed(program: str, pattern: bytes, directory: Path) -> None:
@@ -65,6 +72,18 @@ async def test_the_relabel_example_prints_final_labels(tmp_path: Path) -> None:
     await wait_printed(
         program, rb"alpha \[\{'__address__': 'a:1',.*'instance': 'a:1', 'job': 'alpha'\}\] \(\)", tmp_path
     )
+
+
+async def test_the_blocking_example_prints_updates(tmp_path: Path) -> None:
+    (tmp_path / "prometheus.yml").write_text(
+        "scrape_configs: [{job_name: alpha, static_configs: [{targets: ['a:1']}]}]\n"
+    )
+    await wait_printed(shown("blocking"), rb"\d+ \{'alpha': 1\}", tmp_path)
+
+
+async def test_the_serving_example_says_where_it_listens(tmp_path: Path) -> None:
+    (tmp_path / "prometheus.yml").write_text("scrape_configs: [{job_name: alpha}]\n")
+    await wait_printed(shown("serve"), rb"http://127.0.0.1:\d+", tmp_path)
 
 
 async def test_the_sighup_example_reloads(tmp_path: Path) -> None:

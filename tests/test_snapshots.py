@@ -21,9 +21,26 @@ def test_an_earlier_order_is_not_held_longer_than_needed() -> None:
     groups, _, _ = NO_GROUPS.merged([group("a", "1")])
     _ = groups.ordered
     groups, _, _ = groups.merged([group("b", "2")])
-    before = groups._basis
-    _ = groups.ordered
-    assert (before is not None, groups._basis, groups._changed) == (True, None, ())
+    before, _ = groups._order
+    assert before is not None
+    ordered = groups.ordered
+    assert groups._order == (ordered, ())
+
+
+def test_it_is_known_of_which_providers_nothing_was_ever_heard() -> None:
+    store = TargetStore()
+    store.apply({"web": ["a/0", "b/0"], "none": []}, restarted=["a/0", "b/0"], deadline=0.0)
+    assert store.snapshot().unheard("web") == ("a/0", "b/0")
+    assert store.snapshot().unheard("none") == store.snapshot().unheard("gone") == ()
+    reader = store.reader()
+    reader.given(reader.read())
+    store.report("b/0", [])
+    update = reader.read()
+    assert (update.snapshot.unheard("web"), dict(update.changes)) == (("a/0",), {})
+    assert update.snapshot.heard_of("b/0")
+    store.report("a/0", [group("s", "1")])
+    store.begin_run("a/0")
+    assert store.snapshot().unheard("web") == ()
 
 
 def test_changes_of_a_set_of_several_providers_come_in_order() -> None:

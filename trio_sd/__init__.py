@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .discovery.file import FileSDConfig
     from .discovery.static import StaticConfig
     from .discovery.zookeeper import NerveSDConfig, ServersetSDConfig
+    from .outputs.file_sd import TargetFiles, TargetFilesStatistics
     from .reload import Reloader, ReloadStatistics, reload_on_sighup
 
 __all__ = [
@@ -82,6 +83,8 @@ __all__ = [
     "StaticConfig",
     "Subscription",
     "SubscriptionStatistics",
+    "TargetFiles",
+    "TargetFilesStatistics",
     "TargetGroup",
     "TargetStore",
     "Throttle",
@@ -107,6 +110,8 @@ _LATER: Final = MappingProxyType(
         "Reloader": ".reload",
         "ServersetSDConfig": ".discovery.zookeeper",
         "StaticConfig": ".discovery.static",
+        "TargetFiles": ".outputs.file_sd",
+        "TargetFilesStatistics": ".outputs.file_sd",
         "default_registry": ".discovery",
         "load_config": ".discovery",
         "reload_on_sighup": ".reload",

@@ -17,6 +17,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import click
 import trio
@@ -28,13 +29,17 @@ from .manager import Manager, open_manager
 from .outputs.check import check_document, check_rows, checked_targets
 from .outputs.config_diff import config_differences, diff_document, diff_rows, diff_summary
 from .outputs.explain import TargetFilter, explain_document, explain_text, explained_targets
-from .outputs.health import health_lines, reloads_line
+from .outputs.health import health_lines, reloads_line, target_files_line
 from .outputs.jsonl import JsonLines
 from .outputs.logfmt import LogfmtFormatter
 from .outputs.text import plain_table
 from .reload import Reloader, load
 from .set_configs import SetConfigs
 from .snapshots import Snapshot
+
+if TYPE_CHECKING:
+    from .outputs.file_sd import TargetFiles
+    from .web import WebOptions
 
 __all__ = ["main"]
 
@@ -354,6 +359,26 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, fold: bool
     show_default=True,
     help="Show a target for that long after it has gone, in case that it comes back.",
 )
+@click.option(
+    "--file-sd-dir",
+    metavar="DIR",
+    type=click.Path(file_okay=False, exists=True),
+    help="Write target files for Prometheus: DIR/JOB.json, and DIR/notify/config-0.json for alertmanagers.",
+)
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    help="Serve targets to Prometheus (http_sd), metrics, health and events. :PORT is on the loopback interface.",
+)
+@click.option(
+    "--web-host", "web_hosts", multiple=True, metavar="NAME", help="A name that clients may call the server by."
+)
+@click.option(
+    "--web-config",
+    type=click.Path(dir_okay=False),
+    help="Encryption and users, in a file as Prometheus' --web.config.file.",
+)
+@click.option("--enable-reload", is_flag=True, help="Reload at POST /-/reload.")
 def run(
     config: str,
     output: str | None,
@@ -362,6 +387,11 @@ def run(
     state_file: str | None,
     state_max_age: Duration | None,
     removal_delay: Duration,
+    file_sd_dir: str | None,
+    listen: str | None,
+    web_hosts: tuple[str, ...],
+    web_config: str | None,
+    enable_reload: bool,
 ) -> None:
     """Run the discovery of CONFIG and show targets come and go, until SIGTERM or SIGINT.
 
@@ -383,6 +413,8 @@ def run(
       trio-sd run prometheus.yml --output jsonl --relabel
       trio-sd run prometheus.yml --output none --watch-config
       trio-sd run prometheus.yml --state-file /var/lib/trio-sd/state --state-max-age 1d --removal-delay 30s
+      trio-sd run prometheus.yml --output none --file-sd-dir /var/lib/prometheus/targets
+      trio-sd run prometheus.yml --output none --listen :9099
     """
     _ignore_what_asks_for_something()
     output = output or _table_or("jsonl")
@@ -390,7 +422,42 @@ def run(
         _require_stdout("; use --output none")
     opening = _Opening(state_file, None if state_max_age is None else state_max_age.seconds, removal_delay.seconds)
     opening.check(config)
-    trio.run(partial(_run, config, output=output, relabel=relabel, watch=watch_config, opening=opening))
+    trio.run(
+        partial(
+            _run,
+            config,
+            output=output,
+            relabel=relabel,
+            watch=watch_config,
+            opening=opening,
+            file_sd_dir=file_sd_dir,
+            web=_web_options(listen, web_hosts, web_config, enable_reload),
+        )
+    )
+
+
+def _web_options(
+    listen: str | None, hosts: tuple[str, ...], config_file: str | None, enable_reload: bool
+) -> WebOptions | None:
+    """Return how to serve, or ``None`` if nobody asked for it.
+
+    Raises:
+      click.UsageError: it can't be done so.
+    """
+    if listen is None:
+        for option, given in (("--web-host", hosts), ("--web-config", config_file), ("--enable-reload", enable_reload)):
+            if given:
+                raise click.UsageError(f"{option} is of no use without --listen")
+        return None
+    try:
+        from .web import ListenAddress, WebOptions  # what not everybody needs, and has
+    except ModuleNotFoundError as error:
+        raise click.UsageError(f"--listen needs the extra serve, which has {error.name}: trio-sd[serve]") from None
+    try:
+        address = ListenAddress.parse(listen)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--listen") from None
+    return WebOptions(address, hosts, config_file, enable_reload, __version__)
 
 
 @dataclass(frozen=True)
@@ -436,8 +503,25 @@ class _Opening:
         )
 
 
-async def _run(path: str, *, output: str, relabel: bool, watch: bool, opening: _Opening) -> None:
+async def _run(
+    path: str,
+    *,
+    output: str,
+    relabel: bool,
+    watch: bool,
+    opening: _Opening,
+    file_sd_dir: str | None,
+    web: WebOptions | None,
+) -> None:
+    files = () if file_sd_dir is None else _target_files(file_sd_dir)
+
     async def body(managers: Sequence[Manager], reloader: Reloader, nursery: trio.Nursery) -> None:
+        for manager, its_files in zip(managers, files, strict=False):  # none, perhaps
+            nursery.start_soon(partial(its_files.run, manager, relabel=relabel))
+        if web is not None:
+            from .web import run_web
+
+            await nursery.start(run_web, web, *managers, reloader)
         if output == "table":
             from .outputs.screen import Screen  # drawing costs 60 ms of imports
 
@@ -448,7 +532,14 @@ async def _run(path: str, *, output: str, relabel: bool, watch: bool, opening: _
                 nursery.start_soon(_write_lines, manager, lines, relabel)
         await trio.sleep_forever()
 
-    await _serve(path, body, watch=watch, opening=opening)
+    await _serve(path, body, watch=watch, opening=opening, files=files)
+
+
+def _target_files(directory: str) -> tuple[TargetFiles, ...]:
+    """Return what writes the target files of each manager."""
+    from .outputs.file_sd import TargetFiles  # what not everybody needs
+
+    return tuple([TargetFiles(os.path.join(directory, "" if name == "scrape" else name)) for name in MANAGERS])
 
 
 async def _write_lines(manager: Manager, lines: JsonLines, relabel: bool) -> None:
@@ -498,6 +589,7 @@ async def _serve(
     *,
     watch: bool = False,
     opening: _Opening = _Opening(),
+    files: Sequence[TargetFiles] = (),
 ) -> None:
     """Run both managers of the configuration at ``path``, and ``body`` beside them until it returns or a signal comes.
 
@@ -506,7 +598,7 @@ async def _serve(
     """
     with trio.open_signal_receiver(signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
         async with trio.open_nursery() as outer:
-            handler = _SignalHandler(outer.cancel_scope)
+            handler = _SignalHandler(outer.cancel_scope, files)
             outer.start_soon(handler.run, signals)
             async with (
                 opening.open(MANAGERS[0]) as scrape,
@@ -539,8 +631,9 @@ def _ignore_what_asks_for_something() -> None:
 class _SignalHandler:
     """Does what signals ask for, from before there is anything to reload or to tell of."""
 
-    def __init__(self, scope: trio.CancelScope) -> None:
+    def __init__(self, scope: trio.CancelScope, files: Sequence[TargetFiles]) -> None:
         self._scope = scope
+        self._files = files
         self._reloader: Reloader | None = None
         self._managers: Sequence[Manager] = ()
 
@@ -559,6 +652,8 @@ class _SignalHandler:
                 for manager in self._managers:
                     for line in health_lines(manager.statistics(), trio.current_time()):
                         health_logger.info("%s", line)
+                for one in self._files:
+                    health_logger.info("%s", target_files_line(one.statistics(), trio.current_time()))
             else:
                 logger.info("%s: ending", signal.Signals(number).name)
                 self._scope.cancel()

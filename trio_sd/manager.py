@@ -80,6 +80,9 @@ class ManagerStatistics:
       reloads: how many configurations were applied.
       last_reload: when the last one was.
       state_file: how the state file fares, or ``None`` if there is none.
+      received: updates that providers have sent, those included that do not run any more.
+      delivered: updates that subscribers have taken, those included that have gone.
+      skipped: revisions that subscribers have not seen because a later one took their place, likewise.
     """
 
     name: str
@@ -92,6 +95,9 @@ class ManagerStatistics:
     reloads: int
     last_reload: float | None
     state_file: StateFileStatistics | None
+    received: int = 0
+    delivered: int = 0
+    skipped: int = 0
 
 
 class Manager:
@@ -145,6 +151,8 @@ class Manager:
         self._closed = False
         self._reloads = 0
         self._last_reload: float | None = None
+        self._received_before = 0  # from providers that were replaced
+        self._delivered_before = self._skipped_before = 0  # to subscribers that have gone
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self._sets)} sets, {len(self._providers)} providers"
@@ -234,6 +242,7 @@ class Manager:
         self._stuck = [provider for provider in self._stuck if provider.ending]
         for provider in old.values():
             provider.stop()
+            self._received_before += provider.updates
             self._stopping.append(provider)
         for provider in self._providers.values():
             provider.wake_waiting()  # it may run on in other sets
@@ -375,6 +384,9 @@ class Manager:
         try:
             await subscription.run()
         finally:
+            statistics = subscription.statistics()
+            self._delivered_before += statistics.delivered
+            self._skipped_before += statistics.skipped
             del subscriptions[subscription]
             ended.set()
 
@@ -387,6 +399,15 @@ class Manager:
     def snapshot(self) -> Snapshot:
         """Return the newest state: every set and its groups. Costs nothing; never blocks."""
         return self._store.snapshot()
+
+    async def wait_configured(self) -> None:
+        """Wait until a configuration was applied; until then nobody knows which sets there are.
+
+        Raises:
+          trio.ClosedResourceError: the manager is closed.
+        """
+        await self._applied.wait()
+        self._check_open()
 
     async def wait_synced(self, set_name: str | None = None) -> None:
         """Wait until every provider (of a set, if named) has reported its first full set since it was last started.
@@ -476,6 +497,13 @@ class Manager:
         """Return the names of the providers that :meth:`wait_synced` would wait for."""
         return tuple([p.name for p in self._providers.values() if not p.settled])
 
+    def labelings(self) -> Labelings:
+        """Return how the labels of what each provider shows in each set are made, by (set, provider).
+
+        ``None`` where there are no rules. A provider that leaves a set keeps the rules that it was running with.
+        """
+        return self._labelings
+
     def _chosen(self, set_name: str | None) -> list[Provider]:
         if set_name is None:
             return list(self._providers.values())
@@ -489,6 +517,8 @@ class Manager:
         for set_name, names in self._sets.items():
             for name in names:
                 sets_of.setdefault(name, []).append(set_name)
+        providers = tuple([p.statistics(tuple(sets_of[name])) for name, p in self._providers.items()])
+        subscriptions = tuple([subscription.statistics() for subscription in self._all_subscriptions()])
         return ManagerStatistics(
             name=self.name,
             revision=snapshot.revision,
@@ -505,13 +535,16 @@ class Manager:
                     for set_name, shown in self._store.arrangement().items()
                 ]
             ),
-            providers=tuple([p.statistics(tuple(sets_of[name])) for name, p in self._providers.items()]),
-            subscriptions=tuple([subscription.statistics() for subscription in self._all_subscriptions()]),
+            providers=providers,
+            subscriptions=subscriptions,
             stuck=self._stuck_names(),
             resources=self._resources.statistics(),
             reloads=self._reloads,
             last_reload=self._last_reload,
             state_file=self._state_file.statistics() if self._state_file is not None else None,
+            received=self._received_before + sum([one.updates for one in providers]),
+            delivered=self._delivered_before + sum([one.delivered for one in subscriptions]),
+            skipped=self._skipped_before + sum([one.skipped for one in subscriptions]),
         )
 
     def _all_subscriptions(self) -> list[Subscription]:
@@ -549,6 +582,7 @@ class Manager:
         for provider in self._providers.values():
             provider.stop()  # also wakes those who wait for it to settle
         self._keeping_state.cancel()
+        self._applied.set()  # wakes those who wait for a configuration
         if self._state_file is not None and state is not None:
             await self._save_last_state(self._state_file, state)
 

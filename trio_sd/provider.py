@@ -175,6 +175,11 @@ class Provider:
             self._settled = trio.Event()
             self._round.cancel()
 
+    @property
+    def updates(self) -> int:
+        """How many updates the discoverer has sent."""
+        return self._updates
+
     def pause(self) -> None:
         """Begin to pause: cancel the discoverer, and ignore what it may still send. Wait with :meth:`wait_quiet`."""
         if not self.paused and not self._scope.cancel_called:

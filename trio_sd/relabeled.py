@@ -360,13 +360,16 @@ class RelabeledTargets(History):
             groups: Mapping[str, TargetGroup] = {} if (set_name, provider) in gone else base.groups_of(provider)
             for source in {**part.entries, **groups} if sources is None else sources:
                 yield from one_set.update(part, source, groups.get(source))
-        changed: dict[str, tuple[Groups, list[str]]] = {}
+        changed: dict[str, tuple[Groups, list[str]]] = {
+            part.name: (NO_GROUPS, [])  # that there is nothing is news, too
+            for set_name, provider in todo
+            if (part := self._sets[set_name].parts[provider]).name not in self._providers and base.heard_of(provider)
+        }
         affected = list(self._sets) if arranged else list(dict.fromkeys([set_name for set_name, _ in todo]))
         for set_name in affected:
             yield from self._show(self._sets[set_name], changed)
-        for set_name, provider in gone:
-            del self._sets[set_name].parts[provider]
-        self._finish(base, layout, changed, arranged=arranged)
+        gone_names = [self._sets[set_name].parts.pop(provider).name for set_name, provider in gone]
+        self._finish(base, layout, changed, gone_names, arranged=arranged)
         for set_name in affected:
             self._note_statistics(set_name)
         self._done = base.revision
@@ -438,15 +441,22 @@ class RelabeledTargets(History):
                 changed[part.name] = held, differing
 
     def _finish(
-        self, base: Snapshot, layout: Layout, changed: Mapping[str, tuple[Groups, list[str]]], *, arranged: bool
+        self,
+        base: Snapshot,
+        layout: Layout,
+        changed: Mapping[str, tuple[Groups, list[str]]],
+        gone: Collection[str],
+        *,
+        arranged: bool,
     ) -> None:
         """Make what was worked out visible, in one revision."""
         before = self._visible_order(self._layout) if arranged else []
         for name, (groups, sources) in changed.items():
             self._providers = self._providers.set(name, groups)
-            if not groups.targets:
-                self._providers = self._providers.delete(name)
             self._note_change(name, sources)
+        for name in gone:
+            if name in self._providers:
+                self._providers = self._providers.delete(name)
         differs = bool(changed) or self._done < 0
         if arranged:
             self._sets = {name: one_set for name, one_set in self._sets.items() if name in layout.providers}
@@ -460,7 +470,7 @@ class RelabeledTargets(History):
 
     def _visible_order(self, layout: Layout) -> list[tuple[str, list[str]]]:
         """Return the sets in order, each with its parts that have something to show."""
-        return [(name, [part for part in layout.providers[name] if part in self._providers]) for name in layout.order]
+        return [(name, [part for part in layout.providers[name] if self.counts(part)[0]]) for name in layout.order]
 
     def _stale_parts(self, base: Snapshot) -> dict[str, float]:
         """Return the parts that show something of the state file, each with the time when that was right."""
@@ -469,7 +479,7 @@ class RelabeledTargets(History):
             for provider, since in base.stale_providers.items()
             for set_name in base.layout.feeds.get(provider, ())
             if set_name in self._sets and (part := self._sets[set_name].parts.get(provider)) is not None
-            if part.name in self._providers
+            if self.counts(part.name)[0]
         }
 
     def _note_statistics(self, set_name: str) -> None:

@@ -45,10 +45,10 @@ class Groups:
     """What one provider has found at one moment. Immutable; the order is worked out when first asked for.
 
     To sort 100,000 groups takes 100 ms. So groups that differ in little from others whose order is known take that
-    order, and put right what differs.
+    order, and put right what differs. Any thread may ask for the order.
     """
 
-    __slots__ = ("_basis", "_changed", "_ordered", "by_source", "targets")
+    __slots__ = ("_order", "by_source", "targets")
 
     def __init__(
         self,
@@ -59,23 +59,23 @@ class Groups:
     ) -> None:
         self.by_source = by_source
         self.targets = targets
-        self._ordered: tuple[TargetGroup, ...] | None = None
-        self._basis = basis  # earlier groups, in order, and the sources that differ since
-        self._changed = changed
+        # Earlier groups, in order, if known, and the sources that differ since. One value: threads may work it out at
+        # the same time.
+        self._order = basis, changed
 
     @property
     def ordered(self) -> tuple[TargetGroup, ...]:
         """The groups, in the order of their sources."""
-        if self._ordered is None:
-            if self._basis is None:
-                self._ordered = tuple(sorted(self.by_source.values(), key=_source))
-            else:
-                self._ordered = tuple(self._put_right(list(self._basis)))
-            self._basis, self._changed = None, ()
-        return self._ordered
+        groups, changed = self._order
+        if groups is None:
+            groups = tuple(sorted(self.by_source.values(), key=_source))
+        elif changed:
+            groups = tuple(self._put_right(list(groups), changed))
+        self._order = groups, ()
+        return groups
 
-    def _put_right(self, groups: list[TargetGroup]) -> list[TargetGroup]:
-        for source in dict.fromkeys(self._changed):
+    def _put_right(self, groups: list[TargetGroup], changed: Sequence[str]) -> list[TargetGroup]:
+        for source in dict.fromkeys(changed):
             place = bisect_left(groups, source, key=_source)
             known = place < len(groups) and groups[place].source == source
             groups[place : place + known] = [self.by_source[source]] if source in self.by_source else []
@@ -118,7 +118,7 @@ class Groups:
 
     def _followed_by(self, by_source: Map[str, TargetGroup], targets: int, changed: Sequence[str]) -> Groups:
         """Return the groups after ``changed`` sources have changed."""
-        basis, before = (self._basis, self._changed) if self._ordered is None else (self._ordered, ())
+        basis, before = self._order
         if basis is None or len(before) + len(changed) > _PUT_RIGHT:
             return Groups(by_source, targets)
         return Groups(by_source, targets, basis, (*before, *changed))
@@ -217,6 +217,17 @@ class Snapshot(Mapping[str, tuple[TargetGroup, ...]]):
     def target_count(self, set_name: str) -> int:
         """Return the number of targets in a set, without building its tuple."""
         return sum([part.targets for part in self._parts(set_name)])
+
+    def unheard(self, set_name: str) -> tuple[str, ...]:
+        """Return the providers of a set of which nothing was ever heard: what is shown of them is not known to be so.
+
+        A provider was heard of when it has reported, if only that there is nothing, or when something was restored.
+        """
+        return tuple([p for p in self._layout.providers.get(set_name, ()) if p not in self._providers])
+
+    def heard_of(self, provider: str) -> bool:
+        """Return whether a provider has ever reported, or something of it was restored."""
+        return provider in self._providers
 
     @property
     def stale_providers(self) -> Mapping[str, float]:
@@ -482,8 +493,8 @@ class History:
         return {set_name: self._layout.providers[set_name] for set_name in self._layout.order}
 
     def _note_change(self, provider: str, sources: Collection[str]) -> None:
-        """Note what will differ in the next revision."""
-        if sources:
+        """Note what will differ in the next revision: sources of a provider, or only that it was heard of."""
+        if provider:
             node = self._changes_end
             node.provider, node.sources, node.next = provider, sources, _Change()
             self._changes_end = node.next

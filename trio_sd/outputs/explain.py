@@ -16,7 +16,15 @@ from ..target_labels import Labeler, Outcome
 from ..targets import ADDRESS_LABEL, TargetGroup
 from .text import printable
 
-__all__ = ["ExplainedTarget", "TargetFilter", "explain_document", "explain_text", "explained_targets"]
+__all__ = [
+    "ExplainedTarget",
+    "State",
+    "TargetFilter",
+    "explain_document",
+    "explain_text",
+    "explained_targets",
+    "step_rows",
+]
 
 State: TypeAlias = Literal["kept", "dropped", "duplicate", "unusable"]
 """What becomes of a target."""
@@ -168,10 +176,7 @@ def _block(
     table: Callable[[Sequence[str], Sequence[Sequence[str]]], str],
 ) -> str:
     places = [positions[step.index] for step in target.steps]
-    rows = [
-        (f"{place.line}:{place.column}", _rule(step.config), _looked_at(step), _effect(step))
-        for place, step in zip(places, target.steps, strict=True)
-    ]
+    rows = [(f"{place.line}:{place.column}", *told) for place, told in zip(places, step_rows(target), strict=True)]
     final = target.error or ("" if target.labels is None else _labels(target.labels))
     return "\n".join(
         [
@@ -183,6 +188,11 @@ def _block(
             "",
         ]
     )
+
+
+def step_rows(target: ExplainedTarget) -> list[tuple[str, str, str]]:
+    """Return of each step what the rule says, what it looked at, and what it did."""
+    return [(_rule(step.config), _looked_at(step), _effect(step)) for step in target.steps]
 
 
 def _rule(rule: RelabelConfig) -> str:

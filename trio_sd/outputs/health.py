@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..manager import ManagerStatistics, SetStatistics
 from ..provider import ProviderStatistics
 from ..subscription import SubscriptionStatistics
 
-__all__ = ["Reloads", "age", "health_lines", "reloads_line"]
+if TYPE_CHECKING:  # who writes none need not import it
+    from .file_sd import TargetFilesStatistics
+
+__all__ = ["Reloads", "age", "health_lines", "reloads_line", "target_files_line"]
 
 
 class Reloads(Protocol):
@@ -40,6 +43,19 @@ def reloads_line(reloads: Reloads) -> str:
     """Return how reloads went."""
     refused = f": the last one was refused: {reloads.last_error}" if reloads.last_error else ""
     return f"configurations: {reloads.succeeded} put in force, {reloads.failed} refused{refused}"
+
+
+def target_files_line(statistics: TargetFilesStatistics, now: float) -> str:
+    """Return how the target files of a directory fare; ``now`` is the time on Trio's clock."""
+    told = [
+        f"target files in {statistics.directory}: {statistics.files} files",
+        f"{statistics.writes} writes, last {_ago(statistics.last_written, now)}",
+        f"{statistics.removals} removals",
+        f"{statistics.failures} failures",
+    ]
+    told += [f"failing: {error}" for error in statistics.errors]
+    told += [f"{name} is without labels {', '.join(labels)}" for name, labels in statistics.left_out.items()]
+    return ", ".join(told)
 
 
 def health_lines(statistics: ManagerStatistics, now: float) -> Iterator[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Final
 
 import trio
 
@@ -11,31 +13,66 @@ from ..snapshots import Changes, Update
 from ..targets import TargetGroup
 from .descriptor import write_blocking
 
-__all__ = ["JsonLines", "encode_update"]
+__all__ = ["GroupEncoder", "JsonLines", "encode_group", "encode_update"]
 
 
-def _group(group: TargetGroup) -> dict[str, object]:
-    return {
-        "source": group.source,
-        "targets": [dict(target) for target in group.targets],
-        "labels": dict(group.labels),
-    }
+def encode_group(group: TargetGroup) -> str:
+    """Return one group as JSON."""
+    targets = [dict(target) for target in group.targets]
+    return _json({"source": group.source, "targets": targets, "labels": dict(group.labels)})
 
 
-def encode_update(manager: str, revision: int, changes: Changes, stale: Mapping[str, float]) -> bytes:
+class GroupEncoder:
+    """Does what :func:`encode_group` does, once for groups that are asked for again and again. Any thread may ask.
+
+    Args:
+      most: how many groups are kept before all are forgotten.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._known: dict[int, tuple[TargetGroup, str]] = {}  # by identity, which the group keeps
+
+    def __call__(self, group: TargetGroup) -> str:
+        """Return the group as JSON."""
+        known = self._known.get(id(group))
+        if known is None:
+            if len(self._known) >= self._most:
+                self._known = {}
+            known = self._known[id(group)] = group, encode_group(group)
+        return known[1]
+
+
+def encode_update(
+    manager: str,
+    revision: int,
+    changes: Changes,
+    stale: Mapping[str, float],
+    encode: Callable[[TargetGroup], str] = encode_group,
+) -> bytes:
     """Return one update as a line of JSON: what changed in each set since the update before.
 
     ``{"revision": 7, "manager": "scrape", "sets": {SET: {"updated": [{"source": …, "targets": [{…}],
     "labels": {…}}], "removed": [source, …]}}}``, and ``"stale": {SET: Unix time}`` if sets show something that comes
     from the state file, of which that time was the last when it was known to be right.
+
+    Args:
+      manager: its name.
+      revision: of the update.
+      changes: what differs, by set.
+      stale: as :attr:`Snapshot.stale`.
+      encode: encodes one group.
     """
-    sets = {
-        name: {"updated": [_group(group) for group in found.updated], "removed": list(found.removed)}
-        for name, found in changes.items()
-    }
-    document = {"revision": revision, "manager": manager, "sets": sets, **({"stale": stale} if stale else {})}
-    line = json.dumps(document, ensure_ascii=False)
-    return line.encode("utf-8", "replace") + b"\n"
+    sets = []
+    for name, found in changes.items():
+        updated, removed = ", ".join(map(encode, found.updated)), _json(list(found.removed))
+        sets.append(f'{_json(name)}: {{"updated": [{updated}], "removed": {removed}}}')
+    more = f', "stale": {_json(stale)}' if stale else ""
+    line = f'{{"revision": {revision}, "manager": {_json(manager)}, "sets": {{{", ".join(sets)}}}{more}}}\n'
+    return line.encode("utf-8", "replace")
+
+
+_json: Final = partial(json.dumps, ensure_ascii=False)
 
 
 class JsonLines:
