@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -113,6 +114,12 @@ class RealPrometheus:
                 said = self._log.read_text(errors="replace")[-2000:]
                 raise AssertionError(f"prometheus has not made the targets of {sorted(missing)[:5]}; it said: {said}")
             time.sleep(0.25)
+
+    def value(self, query: str) -> float | None:
+        """Return the one number that a query finds now, if it finds anything."""
+        answer = json.loads(self._ask(f"/api/v1/query?query={urllib.parse.quote(query)}"))
+        found = answer["data"]["result"]
+        return float(found[0]["value"][1]) if found else None
 
     def fates(self) -> tuple[dict[str, Fate], int]:
         """Return what became of the targets of each job that has any, and how many were dropped in all."""

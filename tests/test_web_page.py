@@ -323,11 +323,10 @@ async def test_fifty_thousand_targets_by_keyboard() -> None:
     many = [web_group(number, **({"env": "test"} if number % 7 == 3 else {})) for number in range(50_000)]
     async with serving(*many) as (app, _, _), in_browser(app) as browser:
         paints = [await browser.until(_FIRST_PAINT)]
-        while paints[-1] >= 1_000 and len(paints) < 4:  # other tests use the processors, too
-            await browser.tell("Page.reload")
-            await trio.sleep(1)
+        for _ in range(2):  # always three, of which the one in the middle counts: other tests use the processors, too
+            await browser.go(await browser.run("location.href"))
             paints.append(await browser.until(_FIRST_PAINT))
-        assert paints[-1] < 1_000, paints
+        assert sorted(paints)[1] < 1_000, paints
         assert await browser.run(_ROWS) <= 200
         await browser.run("document.querySelector('#targets').focus()")
         await browser.press("End")

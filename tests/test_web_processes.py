@@ -11,7 +11,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import trio
 from .processes import Running, run_command, running
 from .real_prometheus import NOWHERE, needs_prometheus, running_prometheus
 from .test_cli import FILES, STATIC, write, write_targets
+from .zookeeper import ZooKeeperServer, needs_zookeeper, open_tree
 
 
 @asynccontextmanager
@@ -265,4 +266,56 @@ async def test_prometheus_finds_the_same_by_http_as_by_its_own_files(tmp_path: P
 
 def _own(labels: frozenset[tuple[str, str]]) -> frozenset[tuple[str, str]]:
     """Return labels without those by which the two jobs must differ."""
-    return frozenset(pair for pair in labels if pair[0] not in ("job", "shown_meta_url"))
+    return frozenset(pair for pair in labels if pair[0] not in ("job", "shown_meta_url", "shown_meta_filepath"))
+
+
+@needs_prometheus
+@needs_zookeeper
+async def test_prometheus_finds_the_same_by_us_as_by_its_own_zookeeper_discovery(
+    shared_zookeeper: ZooKeeperServer, zookeeper_root: str, tmp_path: Path
+) -> None:
+    """By http_sd and by written files; and it scrapes our metrics."""
+
+    def members(numbers: Iterable[int], port: int) -> dict[str, bytes]:
+        endpoint = {"host": "h", "port": port}
+        return {
+            f"{zookeeper_root}/m{number:03}": json.dumps(
+                {"serviceEndpoint": endpoint | {"host": f"h{number}"}, "status": "ALIVE", "shard": number}
+            ).encode()
+            for number in numbers
+        }
+
+    servers = f'serverset_sd_configs: [{{servers: ["{shared_zookeeper.hosts}"], paths: ["{zookeeper_root}"]}}]'
+    ours = write(tmp_path / "p.yml", "scrape_configs:\n" + f"  - job_name: web\n    {servers}\n")
+    written = tmp_path / "written"
+    written.mkdir()
+    async with open_tree(shared_zookeeper.hosts) as tree:
+        await tree.create_many(members(range(30), 1))
+        async with listening(ours, "--file-sd-dir", written) as (process, port):
+            mechanisms = {
+                "zookeeper": servers,
+                "http": f'http_sd_configs: [{{url: "http://localhost:{port}/sd/web", refresh_interval: 500ms}}]',
+                "written": f'file_sd_configs: [{{files: ["{written}/*.json"]}}]',
+            }
+            jobs = [JOB.format(name=name, proxy=NOWHERE, mechanism=how) for name, how in mechanisms.items()]
+            scraped = f'static_configs: [{{targets: ["localhost:{port}"]}}]'
+            jobs.append(f"  - {{job_name: metrics, scrape_interval: 1s, {scraped}}}\n")
+            theirs = write(tmp_path / "prometheus.yml", "scrape_configs:\n" + "".join(jobs))
+            with running_prometheus(tmp_path, theirs) as prometheus, trio.fail_after(40):
+                for generation in range(1, 5):  # while it starts
+                    await tree.set_many(members(range(0, 30, 2), generation))
+                    await tree.create_many(members(range(30 * generation, 30 * (generation + 1)), 1))
+                    process.signal(signal.SIGHUP)
+                    await trio.sleep(0.5)
+                await trio.to_thread.run_sync(prometheus.wait, [*mechanisms, "metrics"])
+                found = dict[str, set[frozenset[tuple[str, str]]]]()
+                while not (found and all(found[name] == found["zookeeper"] for name in mechanisms)) or (
+                    len(found["zookeeper"]) != 150
+                ):
+                    fates, _ = await trio.to_thread.run_sync(prometheus.fates)
+                    found = {name: {_own(labels) for labels in fates[name].labels} for name in mechanisms}
+                    await trio.sleep(0.2)
+                while await trio.to_thread.run_sync(prometheus.value, 'up{job="metrics"}') != 1:  # noqa: ASYNC110
+                    await trio.sleep(0.2)
+                query = 'sum(trio_sd_provider_targets{job="metrics"})'
+                assert await trio.to_thread.run_sync(prometheus.value, query) == 150
