@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -293,6 +294,34 @@ async def test_passwords(header: str, right: bool) -> None:
             assert ("www-authenticate" in answer.headers) != right
 
 
+@pytest.mark.parametrize(
+    ("header", "right"),
+    [
+        ("Bearer s3cr3t", True),
+        ("bearer  s3cr3t ", True),
+        ("Bearer", False),
+        ("Bearer s3cr3", False),
+        ("Basic s3cr3t", False),
+        ("", False),
+        (basic("me", "hunter2"), False),
+    ],
+)
+async def test_tokens(header: str, right: bool) -> None:
+    guarding = Guarding(tokens=[hashlib.sha256(b"other").digest(), hashlib.sha256(b"s3cr3t").digest()])
+    async with serving(synced("web"), guarding=guarding) as (app, _):
+        answer = await ask(app, "/-/healthy", authorization=header)
+        assert answer.status == (200 if right else 401)
+        if not right:
+            assert answer.headers["www-authenticate"].startswith("Bearer ")
+
+
+async def test_users_and_tokens_go_together() -> None:
+    guarding = Guarding(users={"me": HASH}, tokens=[hashlib.sha256(b"s3cr3t").digest()])
+    async with serving(synced("web"), guarding=guarding) as (app, _):
+        for header in basic("me", "hunter2"), "Bearer s3cr3t":
+            assert (await ask(app, "/-/healthy", authorization=header)).status == 200
+
+
 async def test_what_is_remembered_of_a_password_is_no_plain_text() -> None:
     authenticator = Authenticator({"me": HASH})
     assert await authenticator.check(basic("me", "hunter2"))
@@ -315,6 +344,7 @@ async def test_what_is_remembered_of_a_password_is_no_plain_text() -> None:
         ("basic_auth_users: {me: hunter2}", 'what user "me" has is no bcrypt hash'),
         ("basic_auth_users: {'a:b': hunter2}", "without a colon"),
         (f"basic_auth_users: {{me: {HASH.decode().replace('$04$', '$31$')}}}", "cost"),
+        ("bearer_tokens: {me: hunter2}", 'what "me" has is no SHA-256 sum'),
         ("basic_auth_user: {me: x}", "did you mean basic_auth_users?"),
         ("http_server_config: {headers: {Set-Cookie: x}}", "expected one of"),
         ("[", "p.yml:1"),
@@ -333,6 +363,7 @@ def test_a_web_configuration(tmp_path: Path) -> None:
     file = tmp_path / "web.yml"
     file.write_text(
         f"tls_server_config: {{cert_file: a, key_file: /b}}\nbasic_auth_users: {{me: {HASH.decode()}}}\n"
+        f"bearer_tokens: {{prometheus: {hashlib.sha256(b's3cr3t').hexdigest()}}}\n"
         "http_server_config: {http2: true, headers: {X-Frame-Options: SAMEORIGIN}}\n"
     )
     config = load_web_config(file)
@@ -340,6 +371,7 @@ def test_a_web_configuration(tmp_path: Path) -> None:
     assert config.tls_server_config.cert_file == str(tmp_path / "a")
     assert config.tls_server_config.key_file == "/b"
     assert config.users() == {"me": HASH}
+    assert config.tokens() == (hashlib.sha256(b"s3cr3t").digest(),)
     assert HASH.decode() not in repr(config)
     file.write_text("")
     assert load_web_config(file).users() == {}

@@ -1,7 +1,8 @@
-"""Basic authentication: passwords of which only bcrypt hashes are known.
+"""Who asks: users with passwords of which only bcrypt hashes are known, and bearers of tokens.
 
-To check one takes as long as its hash says, by intent, so it is done in a thread, and not again for a password that
-was right before. What is remembered of that one is a keyed digest, whose key never leaves this object.
+To check a password takes as long as its hash says, by intent, so it is done in a thread, and not again for one that was
+right before. What is remembered of that one is a keyed digest, whose key never leaves this object. Of tokens only
+SHA-256 sums are known; that is enough, because a token is long and random, and nobody can guess one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import binascii
 import hashlib
 import hmac
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import bcrypt
@@ -30,19 +31,26 @@ class Authenticator:
 
     Args:
       users: bcrypt hashes by user.
+      tokens: SHA-256 sums.
     """
 
-    def __init__(self, users: Mapping[str, bytes]) -> None:
+    def __init__(self, users: Mapping[str, bytes], tokens: Iterable[bytes] = ()) -> None:
         self._users = dict(users)
+        self._tokens = tuple(tokens)
         # Somebody who is not known takes as long as somebody who is.
-        rounds = max(int(hashed[4:6]) for hashed in self._users.values())
+        rounds = max((int(hashed[4:6]) for hashed in self._users.values()), default=4)
         self._nobody = bcrypt.hashpw(secrets.token_bytes(16), bcrypt.gensalt(rounds))
         self._key = secrets.token_bytes(32)
         self._right: dict[bytes, None] = {}  # digests, the oldest first
         self._limiter = trio.CapacityLimiter(_THREADS)
 
     def __repr__(self) -> str:
-        return f"<Authenticator of {len(self._users)} users>"
+        return f"<Authenticator of {len(self._users)} users and {len(self._tokens)} tokens>"
+
+    @property
+    def has_users(self) -> bool:
+        """Whether there are users, and not tokens only."""
+        return bool(self._users)
 
     @property
     def busy(self) -> bool:
@@ -50,12 +58,14 @@ class Authenticator:
         return self._limiter.statistics().tasks_waiting >= _WAITING
 
     async def check(self, header: str) -> bool:
-        """Tell whether an ``Authorization`` field names a user with the right password.
+        """Tell whether an ``Authorization`` field names a user with the right password, or holds a token.
 
         Cancelled, the thread's work is finished and thrown away.
         """
         found = _credentials(header)
         if found is None:
+            return self._is_token(header)
+        if not self._users:
             return False
         user, password = found
         hashed = self._users.get(user, self._nobody)
@@ -71,6 +81,13 @@ class Authenticator:
         if len(self._right) > _REMEMBERED:
             del self._right[next(iter(self._right))]
         return True
+
+    def _is_token(self, header: str) -> bool:
+        scheme, _, token = header.partition(" ")
+        digest = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
+        # All of them, so that the time tells nothing.
+        same = [hmac.compare_digest(digest, known) for known in self._tokens]
+        return scheme.lower() == "bearer" and any(same)
 
 
 def _credentials(header: str) -> tuple[str, bytes] | None:

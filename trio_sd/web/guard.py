@@ -48,12 +48,14 @@ class Guarding:
     Attributes:
       hosts: names by which clients may call the server, besides ``localhost`` and addresses. An address needs not be
         told, because no page can make a browser take it for a name.
-      users: bcrypt hashes of passwords by user; everybody may ask if there are none.
+      users: bcrypt hashes of passwords by user; everybody may ask if there are none, and no tokens.
+      tokens: SHA-256 sums of tokens, of which bearers may ask.
       headers: what every answer carries besides, or instead of, the security headers that it has anyway.
     """
 
     hosts: Iterable[str] = ()
     users: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    tokens: Iterable[bytes] = field(default=(), repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -75,7 +77,8 @@ class Guard:
     def __init__(self, app: ASGIApp, guarding: Guarding) -> None:
         self._app = app
         self._hosts = _LOOPBACK_NAMES | {host.lower().rstrip(".") for host in guarding.hosts}
-        self._auth = Authenticator(guarding.users) if guarding.users else None
+        protected = guarding.users or guarding.tokens
+        self._auth = Authenticator(guarding.users, guarding.tokens) if protected else None
         headers = {**_SECURITY_HEADERS, **{name.lower(): value for name, value in guarding.headers.items()}}
         self._headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
@@ -139,9 +142,8 @@ class Guard:
             return _Refusal(429, "too many passwords to check", {"retry-after": "1"})
         if await auth.check(header):
             return None
-        return _Refusal(
-            401, "a user and a password are needed", {"www-authenticate": 'Basic realm="trio-sd", charset="UTF-8"'}
-        )
+        challenge = 'Basic realm="trio-sd", charset="UTF-8"' if auth.has_users else 'Bearer realm="trio-sd"'
+        return _Refusal(401, "a user and a password, or a token, are needed", {"www-authenticate": challenge})
 
 
 def _name_of(host: str) -> str | None:

@@ -64,7 +64,10 @@ async def run_web(
     """
     config, tls = await _read(options.config_file)
     guarding = Guarding(
-        hosts=(options.address.host, *options.hosts), users=config.users(), headers=config.http_server_config.headers
+        hosts=(options.address.host, *options.hosts),
+        users=config.users(),
+        tokens=config.tokens(),
+        headers=config.http_server_config.headers,
     )
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)

@@ -13,7 +13,7 @@ from typing import Final
 
 import trio
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.exposition import generate_latest as plain_text
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS
@@ -175,6 +175,12 @@ def _prometheus_metrics(managers: Sequence[ManagerStatistics]) -> Iterator[Metri
         "The number of File-SD read errors, by the providers that run; they begin at 0 after a reload.",
         (),
         [((), sum([each.details.counters.get("read_errors", 0) for each in files]))],
+    )
+    yield SummaryMetricFamily(
+        "prometheus_sd_file_scan_duration_seconds",
+        "The duration of the File-SD scan in seconds, by the providers that run; they begin at 0 after a reload.",
+        count_value=sum([each.details.counters.get("scans", 0) for each in files]),
+        sum_value=sum([each.details.counters.get("scan_microseconds", 0) for each in files]) / 1e6,
     )
 
 

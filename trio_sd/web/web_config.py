@@ -19,6 +19,7 @@ from ..secrets import Secret
 __all__ = ["HTTPServerConfig", "TLSServerConfig", "WebConfig", "load_web_config"]
 
 _BCRYPT: Final = re.compile(r"\$2[aby]\$(?P<cost>[0-3][0-9])\$[./A-Za-z0-9]{53}")
+_SHA256: Final = re.compile("[0-9a-fA-F]{64}")
 _COST: Final = range(4, 19)  # 18 takes about 15 seconds
 _LIMITS: Final = Limits(file_bytes=1024 * 1024)
 
@@ -157,19 +158,25 @@ class WebConfig:
     Attributes:
       tls_server_config: how connections are encrypted; they are not if ``None``.
       http_server_config: what answers carry.
-      basic_auth_users: bcrypt hashes of passwords, by user; everybody may ask if there are none.
+      basic_auth_users: bcrypt hashes of passwords, by user; everybody may ask if there are none, and no tokens.
+      bearer_tokens: SHA-256 sums of tokens, in hexadecimal, by a name for each. Prometheus' own file does not have it.
     """
 
     tls_server_config: TLSServerConfig | None = None
     http_server_config: HTTPServerConfig = field(default_factory=HTTPServerConfig)
     basic_auth_users: Mapping[str, Secret] = field(default_factory=dict)
+    bearer_tokens: Mapping[str, Secret] = field(default_factory=dict)
 
     def validate(self) -> None:
-        """Check the users.
+        """Check the users and the tokens.
 
         Raises:
-          FieldError: a name has a colon, or something is no bcrypt hash that can be checked in seconds.
+          FieldError: a name has a colon, or something is no bcrypt hash that can be checked in seconds, or no SHA-256
+            sum.
         """
+        for name, token in self.bearer_tokens.items():
+            if not _SHA256.fullmatch(token.reveal()):
+                raise FieldError("bearer_tokens", f"what {quote(name)} has is no SHA-256 sum in hexadecimal")
         for user, hashed in self.basic_auth_users.items():
             if not user or ":" in user:
                 raise FieldError("basic_auth_users", f"found {quote(user)}, expected a name without a colon")
@@ -182,6 +189,10 @@ class WebConfig:
     def users(self) -> dict[str, bytes]:
         """Return the hashes, to check passwords by and for nothing else."""
         return {user: hashed.reveal().encode() for user, hashed in self.basic_auth_users.items()}
+
+    def tokens(self) -> tuple[bytes, ...]:
+        """Return the sums of the tokens."""
+        return tuple([bytes.fromhex(token.reveal()) for token in self.bearer_tokens.values()])
 
 
 def load_web_config(path: str | os.PathLike[str]) -> WebConfig:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractAsyncContextManager
 
@@ -77,6 +78,7 @@ class FileDiscoverer:
         self._unwatched = ""
         self._logged: set[str] = set()
         self._scans = self._reads = self._decoded = self._read_errors = 0
+        self._scan_time = 0.0
 
     def statistics(self) -> DiscovererStatistics:
         """Return what fails at present, what an operator should know, and how much was done."""
@@ -92,6 +94,7 @@ class FileDiscoverer:
             "bad_files": sum(file.error is not None for file in files),
             "watches": len(self._result.watched),
             "scans": self._scans,
+            "scan_microseconds": round(self._scan_time * 1e6),
             "reads": self._reads,
             "decoded": self._decoded,
             "read_errors": self._read_errors,
@@ -194,7 +197,9 @@ class FileDiscoverer:
 
     def _scan_and_compare(self, request: ScanRequest) -> tuple[ScanResult, list[TargetGroup]]:
         """Scan, and work out which groups to send. Called in the thread."""
+        began = time.perf_counter()
         result = scan(request)
+        self._scan_time += time.perf_counter() - began
         groups = changes(request.before, result.files) if self._synced else all_groups(result.files)
         return result, groups
 
