@@ -8,12 +8,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
 import pytest
 import trio
+from anyio.from_thread import BlockingPortal
 
 import trio_sd
 from trio_sd import blocking
@@ -304,6 +305,69 @@ def test_a_cancelled_asyncio_task_waits_no_longer_and_misses_nothing() -> None:
                 pass
 
     asyncio.run(main())
+
+
+def wait_delivered(manager: BlockingManager, more_than: int) -> int:
+    """Return how many updates the only subscriber was handed by the engine, once that is more."""
+    deadline = time.monotonic() + PATIENCE
+    while (delivered := manager.statistics().subscriptions[0].delivered) <= more_than:
+        assert time.monotonic() < deadline
+    return delivered
+
+
+def test_an_update_that_arrives_as_its_task_is_cancelled_comes_next() -> None:
+    async def main() -> None:
+        with (
+            open_manager({"web": [CountingConfig()]}, throttle=AT_ONCE) as manager,
+            manager.subscribe() as updates,
+        ):
+            known: set[str] = set()
+            for _ in range(20):
+                delivered = manager.statistics().subscriptions[0].delivered
+                task = asyncio.ensure_future(anext(updates))
+                await asyncio.sleep(0)  # now it waits
+                wait_delivered(manager, delivered)  # while asyncio can't take notice
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                update = await asyncio.wait_for(anext(updates), PATIENCE)
+                known |= {found.source for found in update.changes["web"].updated}
+                assert known == {found.source for found in update.snapshot["web"]}
+
+    asyncio.run(main())
+
+
+def test_an_update_that_arrives_as_its_wait_is_interrupted_comes_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_manager({"web": [static("a:1")]}) as manager, manager.subscribe() as updates:
+        waited = Future.result
+
+        def interrupt(future: Future[Any], timeout: float | None = None) -> Any:
+            waited(future, timeout)
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Future, "result", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            updates.receive(PATIENCE)
+        assert set(updates.receive(PATIENCE).changes) == {"web"}  # the first one tells of all sets
+
+
+def test_a_subscription_that_is_interrupted_as_it_is_opened_is_not_left_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with open_manager({"web": [static("a:1")]}) as manager:
+        entered = BlockingPortal.start_task
+
+        def interrupt(portal: BlockingPortal, *arguments: Any) -> Any:
+            entered(portal, *arguments)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(BlockingPortal, "start_task", interrupt)
+        with pytest.raises(KeyboardInterrupt), manager.subscribe():
+            pass
+        deadline = time.monotonic() + PATIENCE
+        while manager.statistics().subscriptions:
+            assert time.monotonic() < deadline
 
 
 def test_an_asyncio_iteration_ends_with_the_manager() -> None:

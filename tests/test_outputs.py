@@ -20,7 +20,7 @@ from rich.cells import cell_len
 
 from trio_sd.manager import open_manager
 from trio_sd.outputs.check import check_document, check_rows, checked_targets
-from trio_sd.outputs.jsonl import encode_update
+from trio_sd.outputs.jsonl import GroupEncoder, encode_group, encode_update
 from trio_sd.outputs.logfmt import LogfmtFormatter
 from trio_sd.outputs.screen import Screen
 from trio_sd.outputs.table import render, rows_table, targets_table
@@ -53,6 +53,26 @@ def test_an_update_is_one_line_of_json() -> None:
 def test_what_can_not_be_encoded_is_replaced() -> None:
     line = encode_update("m", 1, {"s": SetChanges((group("x", "bad\udcff"),))}, {})
     assert json.loads(line)["sets"]["s"]["updated"][0]["targets"] == [{"__address__": "bad?"}]
+
+
+def test_groups_that_are_kept_encoded_are_bounded_by_their_size() -> None:
+    small, large = group("s", "a:1"), group("l", *[f"a:{n}" for n in range(100)])
+    text = encode_group(small)
+    encode = GroupEncoder(3 * len(text))
+    assert encode(small) == text
+    assert encode(small) is encode(small)
+    assert encode(large) == encode_group(large)
+    assert encode(large) is not encode(large)  # larger than all that is kept
+    others = [group(f"{n}", "a:1") for n in range(3)]
+    first = encode(others[0])
+    for other in others:
+        assert encode(other) == encode_group(other)
+    assert encode(others[2]) is encode(others[2])
+    encode(group("t", "a:1"))
+    assert encode(others[0]) is not first  # all were forgotten meanwhile
+    kept = encode(others[0])
+    encode.forget()
+    assert encode(others[0]) is not kept
 
 
 @pytest.mark.parametrize(

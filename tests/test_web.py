@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import bcrypt
 import pytest
 import trio
+import trio.testing
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families as text_families
@@ -22,10 +24,12 @@ from trio_sd.discovery import default_registry
 from trio_sd.errors import ConfigError
 from trio_sd.manager import Manager, open_manager
 from trio_sd.reload import Reloader
+from trio_sd.snapshots import Layout
 from trio_sd.targets import TargetGroup
 from trio_sd.testing import FakeDiscoverer, group
 from trio_sd.web import Guarding, ListenAddress, bodies, load_web_config, open_application
 from trio_sd.web.auth import Authenticator
+from trio_sd.web.bodies import Basis, Bodies
 from trio_sd.web.http_sd import http_sd_groups
 
 from .asgi import ask, streaming
@@ -169,6 +173,80 @@ async def test_a_body_that_took_long_is_good_for_a_while(monkeypatch: pytest.Mon
             await fake.send(group("s", "b:1"))
             again = await ask(app, f"/sd/{name}", if_none_match=tag)
             assert again.status == (200 if name == "small" else 304)
+
+
+@pytest.mark.parametrize("query", ["", "relabel=1"])
+async def test_a_body_without_a_provider_never_stands_for_one_with_it(
+    monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    monkeypatch.setattr(bodies, "_SHARE", 1e9)
+    one, other = FakeDiscoverer("one"), FakeDiscoverer("other")
+    async with open_manager({"web": [one.config, other.config]}) as manager, open_application(manager) as app:
+        await one.send(*[group(f"s{n}", f"host-{n}:80") for n in range(300)])
+        assert len((await ask(app, f"/sd/web?partial=1&{query}")).json) == 300
+        assert (await ask(app, f"/sd/web?{query}")).status == 503
+        await other.send(group("t", "a:1"))
+        assert len((await ask(app, f"/sd/web?{query}")).json) == 301
+        assert len((await ask(app, f"/sd/web?partial=1&{query}")).json) == 301
+
+
+async def test_a_body_from_before_a_reload_never_stands_for_one_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "_SHARE", 1e9)
+    one, other = FakeDiscoverer("one"), synced("other")
+    async with open_manager({"web": [one.config]}) as manager, open_application(manager) as app:
+        await one.send(*[group(f"s{n}", f"host-{n}:80") for n in range(300)])
+        assert len((await ask(app, "/sd/web")).json) == 300
+        await manager.apply_config({"web": [one.config, other.config]}, restart="changed")
+        await manager.wait_synced()
+        assert len((await ask(app, "/sd/web")).json) == 301
+
+
+async def test_who_comes_with_an_older_state_gets_the_newer_body_and_keeps_nothing_older() -> None:
+    kept, layout, other = Bodies(), Layout(), Layout()
+
+    async def get(revision: int, layout: Layout) -> bytes:
+        basis = Basis(revision, layout, (), (object(),))
+        return (await kept.get("web", basis, lambda _: b"%d" % revision, work=1)).content
+
+    assert await get(7, layout) == b"7"
+    assert await get(6, layout) == b"7"
+    assert await get(5, other) == b"5"
+    assert await get(7, layout) == b"7"
+    assert await get(8, other) == b"8"
+    assert await get(9, other) == b"9"
+
+
+async def hold_manager(over: trio.Event, *, task_status: trio.TaskStatus[Manager]) -> None:
+    async with open_manager({"web": [synced("web").config]}) as manager:
+        await manager.wait_synced()
+        task_status.started(manager)
+        await over.wait()
+
+
+@pytest.mark.parametrize("relabeling", [False, True])
+async def test_a_site_outlives_its_manager(relabeling: bool) -> None:
+    over = trio.Event()
+    async with trio.open_nursery() as nursery:
+        manager = await nursery.start(hold_manager, over)
+        async with open_application(manager) as app:
+            if relabeling:
+                assert (await ask(app, "/sd/web?relabel=1")).status == 200
+            over.set()
+            await trio.testing.wait_all_tasks_blocked()
+            for _ in range(2):
+                assert (await ask(app, "/sd/web?relabel=1")).status == 503
+                await trio.testing.wait_all_tasks_blocked()
+            assert (await ask(app, "/-/healthy")).status == 200
+
+
+async def test_a_site_begins_after_its_manager_has_ended() -> None:
+    over = trio.Event()
+    async with trio.open_nursery() as nursery:
+        manager = await nursery.start(hold_manager, over)
+        over.set()
+    async with open_application(manager) as app:
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await ask(app, "/-/healthy")).status == 200
 
 
 async def test_relabeled_targets_are_never_older_than_the_request() -> None:
@@ -482,10 +560,11 @@ async def test_targets_as_prometheus_shows_them() -> None:
 # Events
 
 
-async def test_events_tell_every_update_and_resume() -> None:
+@pytest.mark.parametrize("others", [0, 300])
+async def test_events_tell_every_update_and_resume(others: int) -> None:
     fake = FakeDiscoverer("web")
     async with serving(fake) as (app, manager):
-        await fake.send(group("s", "a:1"))
+        await fake.send(group("s", "a:1"), *[group(f"x{n}", f"x:{n}") for n in range(others)])
         async with streaming(app, "/api/v1/events") as stream:
             first = await stream.event()
             assert first["event"] == "state"
@@ -518,6 +597,27 @@ async def test_events_have_a_heartbeat_and_a_client_that_takes_nothing_is_droppe
         await fake.send(group("s", "a:1"))
         await trio.sleep(40)
         assert not [s for s in manager.statistics().subscriptions if s.name == "events"]
+
+
+async def test_what_is_encoded_for_those_who_follow_events_is_forgotten_with_the_last_of_them() -> None:
+    def versions() -> int:
+        gc.collect()
+        return len([one for one in gc.get_objects() if isinstance(one, TargetGroup) and one.source == "forgotten"])
+
+    fake = FakeDiscoverer("web")
+    async with serving(fake) as (app, _):
+        async with streaming(app, "/api/v1/events") as one:
+            await one.event()
+            async with streaming(app, "/api/v1/events") as other:
+                await other.event()
+                for n in range(100):
+                    await fake.send(group("forgotten", f"a:{n}"))
+                    await one.event()
+                    await other.event()
+            await trio.testing.wait_all_tasks_blocked()
+            assert versions() >= 100
+        await trio.testing.wait_all_tasks_blocked()
+        assert versions() < 40  # the states that a client may come back to
 
 
 async def test_events_end_with_the_application() -> None:

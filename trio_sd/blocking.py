@@ -25,7 +25,8 @@ What is entered is held by a task of the engine's thread, which enters and leave
 for; the caller's block has an event that tells the task to leave. When the manager's block ends, however it ends, first
 the manager is closed, which ends all updates and whatever still waits in other threads, then the tasks that hold
 subscriptions are told to leave, and at last the thread ends. A wait that is interrupted, by KeyboardInterrupt or
-because an asyncio task was cancelled, is cancelled in the engine, too.
+because an asyncio task was cancelled, is cancelled in the engine, too. An update may arrive in that very moment, when
+the engine has handed it out and nobody is there to take it: it is kept, and the next wait begins with it.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from functools import partial
 from math import inf
 from typing import Literal, TypedDict, TypeVar, Unpack
 
@@ -133,8 +135,13 @@ class _Engine:
           trio.ClosedResourceError: the manager is closed.
         """
         leave = trio.Event()
-        with self._closing_told():
-            future, opened = self._portal.start_task(self._held_open, opening, leave)
+        try:
+            with self._closing_told():
+                future, opened = self._portal.start_task(self._held_open, opening, leave)
+        except BaseException:  # KeyboardInterrupt, say, while it is entered
+            with suppress(RuntimeError):
+                self._portal.start_task_soon(leave.set)
+            raise
         try:
             yield opened
         finally:
@@ -175,6 +182,21 @@ class _Engine:
             raise trio.ClosedResourceError("the manager is closed") from error
 
 
+class _Wait:
+    """One wait for an update. Written in the engine's thread.
+
+    Attributes:
+      update: what it took.
+      over: whether it takes nothing any more.
+    """
+
+    __slots__ = ("over", "update")
+
+    def __init__(self) -> None:
+        self.update: Update | None = None
+        self.over = False
+
+
 class BlockingUpdates:
     """The updates of one subscription: an iterator, and an async iterator for asyncio. Made by ``subscribe``.
 
@@ -185,6 +207,8 @@ class BlockingUpdates:
     def __init__(self, engine: _Engine, updates: trio.MemoryReceiveChannel[Update]) -> None:
         self._engine = engine
         self._updates = updates
+        self._turn = trio.Lock()
+        self._interrupted: list[_Wait] = []  # those whose callers are gone; any thread appends
 
     def receive(self, timeout: float | None = None) -> Update:
         """Wait for the next update and return it.
@@ -197,12 +221,38 @@ class BlockingUpdates:
           trio.EndOfChannel: the manager is closed.
           trio.ClosedResourceError: the subscription's block has ended.
         """
-        return self._engine.call(self._receive, timeout)
+        with self._waiting() as wait:
+            return self._engine.call(partial(self._receive, wait), timeout)
 
-    async def _receive(self) -> Update:
-        update = await self._updates.receive()
-        _ = update.changes  # worked out in this thread; from then on they are safe to look at in any
-        return update
+    @contextmanager
+    def _waiting(self) -> Iterator[_Wait]:
+        wait = _Wait()
+        try:
+            yield wait
+        except BaseException:
+            self._interrupted.append(wait)
+            raise
+
+    async def _receive(self, wait: _Wait) -> Update:
+        try:
+            async with self._turn:
+                update = self._left_over()
+                if update is None:
+                    update = await self._updates.receive()
+                wait.update = update
+                _ = update.changes  # worked out in this thread; from then on they are safe to look at in any
+                return update
+        finally:
+            wait.over = True
+
+    def _left_over(self) -> Update | None:
+        """Return the first update that was handed to somebody who did not take it any more."""
+        for wait in list(self._interrupted):
+            if wait.over:
+                self._interrupted.remove(wait)
+                if wait.update is not None:
+                    return wait.update
+        return None
 
     def __iter__(self) -> Iterator[Update]:
         return self
@@ -218,7 +268,8 @@ class BlockingUpdates:
 
     async def __anext__(self) -> Update:
         try:
-            return await asyncio.wrap_future(self._engine.start(self._receive))
+            with self._waiting() as wait:
+                return await asyncio.wrap_future(self._engine.start(partial(self._receive, wait)))
         except (trio.EndOfChannel, trio.ClosedResourceError):
             raise StopAsyncIteration from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
@@ -26,21 +27,36 @@ class GroupEncoder:
     """Does what :func:`encode_group` does, once for groups that are asked for again and again. Any thread may ask.
 
     Args:
-      most: how many groups are kept before all are forgotten.
+      most: how many characters are kept, before all are forgotten and it begins anew. Groups, not only their text, are
+        held for as long; they take some times more.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
+        self._lock = threading.Lock()
         self._known: dict[int, tuple[TargetGroup, str]] = {}  # by identity, which the group keeps
+        self._size = 0
 
     def __call__(self, group: TargetGroup) -> str:
         """Return the group as JSON."""
         known = self._known.get(id(group))
         if known is None:
-            if len(self._known) >= self._most:
-                self._known = {}
-            known = self._known[id(group)] = group, encode_group(group)
+            known = group, encode_group(group)
+            self._keep(known)
         return known[1]
+
+    def _keep(self, encoded: tuple[TargetGroup, str]) -> None:
+        with self._lock:
+            if self._size + len(encoded[1]) > self._most:
+                self._known, self._size = {}, 0
+            if id(encoded[0]) not in self._known and len(encoded[1]) <= self._most:
+                self._known[id(encoded[0])] = encoded
+                self._size += len(encoded[1])
+
+    def forget(self) -> None:
+        """Let go of all groups."""
+        with self._lock:
+            self._known, self._size = {}, 0
 
 
 def encode_update(

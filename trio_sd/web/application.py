@@ -91,7 +91,9 @@ class _Site:
         self._enable_reload = enable_reload
         self._exposition = Exposition(registry)
         self._streams = 0
-        self._limiter = trio.CapacityLimiter(1)  # of what is worked out for each who asks
+        # Of what is worked out for each who asks. Who asks for much holds up nobody who looks after the engine.
+        self._target_lists = trio.CapacityLimiter(1)
+        self._expositions = trio.CapacityLimiter(1)
         self._ending = trio.Event()
         reloads = None if reloader is None else reloader.statistics
         self._page = page_routes(nursery, self._managers, reloads, self._ending)
@@ -129,7 +131,7 @@ class _Site:
         """Answer with metrics."""
         observed = observe(self._managers.values(), self._reloader)
         accept = request.headers.get("accept", "")
-        body, kind = await self._in_thread(partial(self._exposition.expose, observed, accept))
+        body, kind = await _in_thread(partial(self._exposition.expose, observed, accept), self._expositions)
         return Response(body, headers={"content-type": kind, "cache-control": "no-store"})
 
     async def targets(self, request: Request) -> Response:
@@ -150,7 +152,7 @@ class _Site:
             if pool in ("", name)
         }
         encode = partial(encode_targets, sets, active=state != "dropped", dropped=state != "active")
-        body = await self._in_thread(encode)
+        body = await _in_thread(encode, self._target_lists)
         return Response(body, headers={"content-type": "application/json", "cache-control": "no-store"})
 
     async def events(self, request: Request) -> Response:
@@ -181,6 +183,9 @@ class _Site:
             yield
         finally:
             self._streams -= 1
+            if not self._streams:
+                for remembered in self._remembered.values():
+                    remembered.encode.forget()
 
     async def healthy(self, request: Request) -> Response:
         """Say that the process answers."""
@@ -211,9 +216,6 @@ class _Site:
             raise HTTPException(404, f"there is no such manager; there is: {', '.join(self._managers)}")
         return name
 
-    async def _in_thread(self, function: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(function, limiter=self._limiter, abandon_on_cancel=True)
-
 
 class _Streaming(Response):
     """A response that goes on until somebody ends it."""
@@ -229,6 +231,10 @@ class _Streaming(Response):
                 await self._stream(scope, receive, send)
         except trio.ClosedResourceError:
             raise unavailable("trio-sd is ending") from None
+
+
+async def _in_thread(function: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
+    return await trio.to_thread.run_sync(function, limiter=limiter, abandon_on_cancel=True)
 
 
 def _missing(name: str, manager: Manager) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -12,9 +12,10 @@ from typing import Final
 
 import trio
 
+from ..snapshots import Layout
 from .http_sd import SetsEncoder
 
-__all__ = ["Bodies", "Body"]
+__all__ = ["Basis", "Bodies", "Body"]
 
 _THREADS: Final = 2
 _WORTH_A_THREAD: Final = 200  # targets; they take about a millisecond
@@ -44,15 +45,53 @@ class Body:
         return cls(content, packed, f'W/"{hashlib.sha256(content).hexdigest()[:32]}"')
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Basis:
+    """What a body is made of.
+
+    Attributes:
+      revision: of the state; a later one has a higher one.
+      layout: which providers make up which set.
+      unheard: the providers of which nothing was ever heard, so that nothing of them is in the body.
+      parts: immutable objects that the body is made of, and nothing else.
+    """
+
+    revision: int
+    layout: Layout
+    unheard: tuple[str, ...]
+    parts: tuple[object, ...]
+
+    def tells_as_much_as(self, other: Basis) -> bool:
+        """Return whether one body may stand for the other, though what it tells is older or newer.
+
+        A body in which a provider is missing never stands for one that has it: whoever asks would drop its targets.
+        Nor does one from before a reload stand for one after it.
+        """
+        return self.layout is other.layout and self.unheard == other.unheard
+
+    def says_the_same_as(self, other: Basis) -> bool:
+        """Return whether both make the same body."""
+        return len(self.parts) == len(other.parts) and all(a is b for a, b in zip(self.parts, other.parts, strict=True))
+
+
 @dataclass(slots=True)
 class _Kept:
     """The newest body of one kind, and what it was made of."""
 
     turn: trio.Lock
     encoder: SetsEncoder
-    basis: tuple[object, ...] = ()
+    basis: Basis | None = None
     body: Body | None = None
     fresh_until: float = -inf
+
+    def body_for(self, basis: Basis) -> Body | None:
+        """Return the body that is kept, if it will do."""
+        if self.basis is None or not self.basis.tells_as_much_as(basis):
+            return None
+        newer = self.basis.revision >= basis.revision
+        if newer or trio.current_time() < self.fresh_until or self.basis.says_the_same_as(basis):
+            return self.body
+        return None
 
 
 class Bodies:
@@ -62,17 +101,16 @@ class Bodies:
         self._kept: dict[str | None, _Kept] = {}
         self._limiter = trio.CapacityLimiter(_THREADS)  # not the application's threads
 
-    async def get(
-        self, name: str | None, basis: Sequence[object], encode: Callable[[SetsEncoder], bytes], *, work: int
-    ) -> Body:
+    async def get(self, name: str | None, basis: Basis, encode: Callable[[SetsEncoder], bytes], *, work: int) -> Body:
         """Return the body of a set, made anew if ``basis`` has changed. Those who ask meanwhile wait for it.
 
         While it changes all the time, it is made anew for a tenth of the time at the most: one that took 10 ms is good
-        for another 100 ms.
+        for another 100 ms. That holds only for as long as no provider was heard of for the first time, and no
+        configuration was applied.
 
         Args:
           name: of the set; ``None`` for all.
-          basis: immutable objects that the body is made of, and nothing else.
+          basis: what the body is made of.
           encode: makes the content of them, with the encoder that made the last one; called in a thread if that is
             much ``work``.
           work: the number of targets.
@@ -81,17 +119,19 @@ class Bodies:
         """
         kept = self._kept.setdefault(name, _Kept(trio.Lock(), SetsEncoder(tell_set=name is None)))
         async with kept.turn:
-            began = trio.current_time()
-            if kept.body is None or (began >= kept.fresh_until and not _same(kept.basis, basis)):
-                make = partial(_made, encode, kept.encoder)
-                if work < _WORTH_A_THREAD:
-                    kept.body = make()
-                else:
-                    kept.body = await self._in_thread(make)
-                    took = trio.current_time() - began
-                    kept.fresh_until = began + took * _SHARE
-                kept.basis = tuple(basis)
-            return kept.body
+            if (body := kept.body_for(basis)) is not None:
+                return body
+            make, fresh_until = partial(_made, encode, kept.encoder), -inf
+            if work < _WORTH_A_THREAD:
+                body = make()
+            else:
+                began = trio.current_time()
+                body = await self._in_thread(make)
+                fresh_until = began + (trio.current_time() - began) * _SHARE
+            # Who waited for its turn may come with an older state: what was made of a newer one is kept.
+            if kept.basis is None or kept.basis.revision <= basis.revision:
+                kept.basis, kept.body, kept.fresh_until = basis, body, fresh_until
+            return body
 
     async def _in_thread(self, make: Callable[[], Body]) -> Body:
         return await trio.to_thread.run_sync(make, limiter=self._limiter)
@@ -105,7 +145,3 @@ class Bodies:
 
 def _made(encode: Callable[[SetsEncoder], bytes], encoder: SetsEncoder) -> Body:
     return Body.of(encode(encoder))
-
-
-def _same(one: Sequence[object], other: Sequence[object]) -> bool:
-    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))

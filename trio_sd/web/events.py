@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = ["EventStream", "Remembered"]
 
+T = TypeVar("T")
+
 _HEARTBEAT: Final = 15.0
 _PATIENCE: Final = 30.0  # seconds that a client has to take an event
 _SNAPSHOTS: Final = 32
-_GROUPS: Final = 100_000  # kept encoded; some 20 MB
+_ENCODED: Final = 16_000_000  # characters of groups that are kept encoded; some 60 MB with the groups
 _WORTH_A_THREAD: Final = 200  # groups
 
 
@@ -44,7 +47,7 @@ class Remembered:
     def __init__(self) -> None:
         self.run: Final = secrets.token_hex(4)
         self.limiter: Final = trio.CapacityLimiter(2)  # not the application's threads
-        self.encode: Final = GroupEncoder(_GROUPS)
+        self.encode: Final = GroupEncoder(_ENCODED)
         self._snapshots: OrderedDict[int, Snapshot] = OrderedDict()
 
     def note(self, snapshot: Snapshot) -> str:
@@ -120,7 +123,7 @@ class EventStream:
             else:
                 whole = stale is None and base is None
                 if stale is None and base is not None:
-                    update = _since(base, update.snapshot)
+                    update = await self._since(base, update.snapshot)
                 stale = update.snapshot.stale
                 body = await self._event("state" if whole else "update", update)
             await send({"type": "http.response.body", "body": body, "more_body": True})
@@ -128,25 +131,25 @@ class EventStream:
     async def _event(self, kind: str, update: Update) -> bytes:
         changes = update.changes  # computed here, because an update is not safe to use from two threads
         arguments = self._manager.name, update.revision, changes, update.snapshot.stale
-        if sum([len(found.updated) + len(found.removed) for found in changes.values()]) < _WORTH_A_THREAD:
-            line = encode_update(*arguments, self._remembered.encode)
-        else:
-            line = await trio.to_thread.run_sync(
-                encode_update,
-                *arguments,
-                self._remembered.encode,
-                abandon_on_cancel=True,
-                limiter=self._remembered.limiter,
-            )
+        encode = partial(encode_update, *arguments, self._remembered.encode)
+        work = sum([len(found.updated) + len(found.removed) for found in changes.values()])
+        line = encode() if work < _WORTH_A_THREAD else await self._in_thread(encode)
         identifier = self._remembered.note(update.snapshot)
         return b"event: %s\nid: %s\ndata: %s\n" % (kind.encode(), identifier.encode(), line)
 
+    async def _since(self, base: Snapshot, newest: Snapshot) -> Update:
+        """Return what differs between two states. Work in proportion to what the providers that differ have."""
+        names = {*base.layout.feeds, *newest.layout.feeds}
+        differing = [name for name in names if base.groups_of(name) is not newest.groups_of(name)]
+        update = Update(base, newest, dict.fromkeys(differing))
+        work = sum([len(state.groups_of(name)) for name in differing for state in (base, newest)])
+        if work >= _WORTH_A_THREAD:
+            # Many clients come back at once when a network does. Nobody else has this update, so a thread may have it.
+            await self._in_thread(lambda: update.changes)
+        return update
 
-def _since(base: Snapshot, newest: Snapshot) -> Update:
-    """Return what differs between two states. Work in proportion to the providers that differ."""
-    names = {*base.layout.feeds, *newest.layout.feeds}
-    differing = [name for name in names if base.groups_of(name) is not newest.groups_of(name)]
-    return Update(base, newest, dict.fromkeys(differing))
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=self._remembered.limiter)
 
 
 async def _cancel_when_gone(receive: Receive, scope: trio.CancelScope) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -61,13 +62,14 @@ class Recent:
     async def follow(self, name: str, manager: Manager) -> None:
         """Note what changes in the manager of that name, until it is closed."""
         before: Snapshot | None = None
-        async with manager.subscribe(name="page", throttle=_PACE) as updates:
-            async for update in updates:
-                if before is not None:
-                    self.changes.extendleft(_changes(name, before, update))
-                before = update.snapshot
-                self.news.set()
-                self.news = trio.Event()
+        with suppress(trio.ClosedResourceError):  # it was closed before
+            async with manager.subscribe(name="page", throttle=_PACE) as updates:
+                async for update in updates:
+                    if before is not None:
+                        self.changes.extendleft(_changes(name, before, update))
+                    before = update.snapshot
+                    self.news.set()
+                    self.news = trio.Event()
 
 
 def _changes(manager: str, before: Snapshot, update: Update) -> Iterable[Change]:

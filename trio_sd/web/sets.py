@@ -7,6 +7,7 @@ file: it would take targets away that are there.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -14,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from ..manager import Manager
 from ..snapshots import Snapshot
-from .bodies import Bodies, Body
+from .bodies import Basis, Bodies, Body
 
 __all__ = ["ServedSets", "unavailable"]
 
@@ -57,21 +58,21 @@ class ServedSets:
             raise unavailable("no configuration was applied yet")
         if name is not None and name not in base:
             raise HTTPException(404, "there is no such set")
-        unheard = [provider for each in (base if name is None else (name,)) for provider in base.unheard(each)]
-        if unheard and not partial_:
-            raise unavailable(f"nothing was heard yet of {', '.join(unheard[:20])}; ?partial=1 shows what there is")
-        snapshot = await self._relabeled() if relabel else base
-        if name is not None and name not in snapshot:
-            raise unavailable("this set is not relabeled yet")
+        unheard = _unheard(base, name, partial_)  # at once, and not after waiting for relabeling
+        snapshot = base
+        if relabel:
+            snapshot = await self._relabeled()
+            if name is not None and name not in snapshot:
+                raise unavailable("this set is not relabeled yet")
+            unheard = _unheard(snapshot, name, partial_)  # it may be of a later configuration
         names = list(snapshot) if name is None else [name]
         providers = snapshot.layout.providers
-        # The names of sets are in the body, too, where all are asked for.
-        basis = [snapshot.layout.order] if name is None else []
+        parts = tuple([snapshot.groups_of(provider) for each in names for provider in providers[each]])
         bodies = self._bodies[relabel]
         bodies.keep_only({None, *snapshot})
         return await bodies.get(
             name,
-            [*basis, *(snapshot.groups_of(provider) for each in names for provider in providers[each])],
+            Basis(snapshot.revision, snapshot.layout, unheard, parts),
             # Any thread may read a snapshot.
             lambda encoder: encoder.encode({each: snapshot[each] for each in names}),
             work=sum(map(snapshot.target_count, names)),
@@ -92,6 +93,23 @@ class ServedSets:
 
     async def _keep_relabeling(self) -> None:
         """Subscribe for as long as the application lasts, so that only what changes is relabeled for each request."""
-        async with self._manager.subscribe(relabel=True, name="http relabeling") as updates:
-            async for _ in updates:
-                pass
+        try:
+            with suppress(trio.ClosedResourceError):  # the manager may be closed before the application is
+                async with self._manager.subscribe(relabel=True, name="http relabeling") as updates:
+                    async for _ in updates:
+                        pass
+        finally:
+            self._relabeling = False
+
+
+def _unheard(snapshot: Snapshot, name: str | None, partial_: bool) -> tuple[str, ...]:
+    """Return the providers that are missing in what is asked for.
+
+    Raises:
+      HTTPException: there are such, and who asks did not say that this is all right.
+    """
+    names = snapshot if name is None else (name,)
+    unheard = tuple([provider for each in names for provider in snapshot.unheard(each)])
+    if unheard and not partial_:
+        raise unavailable(f"nothing was heard yet of {', '.join(unheard[:20])}; ?partial=1 shows what there is")
+    return unheard
