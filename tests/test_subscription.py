@@ -152,7 +152,9 @@ async def test_a_change_right_after_an_offer_was_taken_comes_next(autojump_clock
         assert subscription.statistics().delivered == 2
 
 
-async def test_a_waiting_consumer_gets_everything_that_was_changed_in_one_tick(autojump_clock: MockClock) -> None:
+async def test_a_waiting_consumer_gets_a_change_at_once_and_the_others_of_its_tick_in_one(
+    autojump_clock: MockClock,
+) -> None:
     async with board() as b:
         subscription = b.subscribe()
         got: list[int] = []
@@ -165,10 +167,13 @@ async def test_a_waiting_consumer_gets_everything_that_was_changed_in_one_tick(a
         await wait_all_tasks_blocked()
         b.change(1)
         b.change(2)
-        await wait_all_tasks_blocked()
         b.change(3)
         await wait_all_tasks_blocked()
-        assert got == [0, 2, 3]
+        b.change(4)
+        await wait_all_tasks_blocked()
+        assert got == [0, 1, 3, 4]
+        assert subscription.statistics().delivered == 4
+        assert subscription.statistics().skipped == 1
 
 
 async def test_a_change_during_the_pause_is_in_what_comes_after_it(autojump_clock: MockClock) -> None:

@@ -3,8 +3,11 @@
 Theory of operation
 ===================
 
-The store says "something changed" into a trigger channel of capacity 1; a full trigger already says it, so any number
-of changes melt into one. The subscription's task wakes up, pauses if the :class:`Throttle` says so, and offers the
+A consumer that waits, and has not been given anything too lately for its :class:`Throttle`, is handed the newest state
+inside the sync call that made the change: no task runs in between.
+
+For any other, the store says "something changed" into a trigger channel of capacity 1; a full trigger already says it,
+so any number of changes melt into one. The subscription's task wakes up, pauses if the throttle says so, and offers the
 newest state on a channel of capacity 0.
 
 An offer that nobody has taken yet must not grow old. So a change also cancels the offer under way, at once, inside
@@ -121,10 +124,25 @@ class Subscription:
         """Say that the store has changed. Sync; never waits."""
         if self._said:
             return  # and whatever was on offer withdrawn; of hundreds that pause, nearly all go this way
+        now = trio.current_time()
+        # While something is on offer, nobody waits, or it was taken and is not noted yet.
+        if self._offering is None and not self._pace.wait(now) and self._hand_over(now):
+            return
         self._said = True
         self._set_trigger.send_nowait(None)
         self.withdraw()
-        self._changed_at = trio.current_time()
+        self._changed_at = now
+
+    def _hand_over(self, now: float) -> bool:
+        """Give the newest state to a consumer that waits; return whether there is one."""
+        update = self._reader.read()
+        try:
+            self._offer.send_nowait(update)
+        except (trio.WouldBlock, trio.BrokenResourceError):
+            return False
+        self._note_taken(update)
+        self._pace.delivered(now, now)
+        return True
 
     def withdraw(self) -> None:
         """Take back what is on offer, because it is not the newest state any more; :meth:`notify` will follow. Sync."""
@@ -162,14 +180,17 @@ class Subscription:
             await self._offer.send(update)
             # Taken. A notify() from now on finds nothing to withdraw; there is no checkpoint before the next read.
             self._offering = None
-            self._reader.given(update)
-            self._delivered += 1
-            self._skipped += max(0, update.snapshot.number - self._seen - 1)
-            self._seen = update.snapshot.number
-            self._behind_since = self._changed_at if self._reader.behind else None
+            self._note_taken(update)
             return True
         self._offering = None
         return False
+
+    def _note_taken(self, update: Update) -> None:
+        self._reader.given(update)
+        self._delivered += 1
+        self._skipped += max(0, update.snapshot.number - self._seen - 1)
+        self._seen = update.snapshot.number
+        self._behind_since = self._changed_at if self._reader.behind else None
 
     def statistics(self) -> SubscriptionStatistics:
         """Return how the consumer keeps up, at this moment."""
