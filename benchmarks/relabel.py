@@ -7,7 +7,7 @@ target-rule is one rule applied to one target; with five rules, 500,000 of them 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -18,8 +18,8 @@ from trio_sd.relabel import RelabelConfig, Relabeler
 from trio_sd.set_configs import SetConfigs
 from trio_sd.targets import TargetGroup
 
+from .figures import Aim, Figure, at_least, spent
 from .manager import UNTHROTTLED, Feeder, FeederConfig
-from .report import Row
 
 _KEEP = RelabelConfig(("__meta_kubernetes_pod_annotation_prometheus_io_scrape",), regex="true", action="keep")
 _NAMESPACE = RelabelConfig(("__meta_kubernetes_namespace",), target_label="namespace")
@@ -64,19 +64,18 @@ def targets(count: int) -> list[dict[str, str]]:
     ]
 
 
-def run(*, quick: bool) -> list[Row]:
-    """Measure, and return a row for each figure."""
+def run(*, quick: bool) -> Iterator[Figure]:
+    """Measure, and yield each figure."""
     count, rounds = (2_000, 3) if quick else (20_000, 7)
     found = targets(count)
-    rows = []
     for name, rules in PIPELINES.items():
-        relabeler = Relabeler(rules)
-        rows.append(_row(f"relabel, {name}, target-rules/s", found, relabeler.relabel, len(rules), rounds, "500,000"))
-    relabeler = Relabeler(PIPELINES["five rules"])
-    rows.append(_row("explain, five rules, targets/s", found, relabeler.explain, 1, rounds))
+        relabel = Relabeler(rules).relabel
+        assert all(relabel(labels) for labels in found), "a rule drops targets"
+        yield _rate(f"relabel, {name}: target-rules", found, relabel, len(rules), rounds, at_least(500_000))
+    explain = Relabeler(PIPELINES["five rules"]).explain
+    yield _rate("explain, five rules: targets", found, explain, 1, rounds)
     for size in (1_000, 10_000) if quick else (1_000, 100_000):
-        rows += trio.run(_subscription_rows, size, 50 if quick else 200)
-    return rows
+        yield from trio.run(_subscription, size, 50 if quick else 200)
 
 
 @dataclass
@@ -93,7 +92,7 @@ class _Heartbeat:
             self.longest, before = max(self.longest, now - before), now
 
 
-async def _subscription_rows(size: int, rounds: int) -> list[Row]:
+async def _subscription(size: int, rounds: int) -> list[Figure]:
     """Measure how a subscriber gets targets after relabeling: all of them first, then one change after the other."""
 
     def group(index: int, version: int) -> TargetGroup:
@@ -125,25 +124,25 @@ async def _subscription_rows(size: int, rounds: int) -> list[Row]:
                 latencies.append(time.perf_counter() - feeder.sent)
                 assert len(update.changes["set"].updated) == 1
     return [
-        Row(f"subscribe(relabel=True), all of {size:,} targets at first", f"{first * 1e3:,.0f} ms"),
-        Row("  the loop was held up meanwhile, at the longest", f"{longest * 1e3:,.1f} ms"),
-        Row.of_seconds(f"  one of {size:,} changed, provider → consumer", latencies),
+        Figure.of("subscribe(relabel=True): all targets at first", first, size=size),
+        Figure.of("subscribe(relabel=True): the loop held up meanwhile, at the longest", longest, size=size),
+        Figure.of("subscribe(relabel=True): one changed, provider → consumer", latencies, size=size),
     ]
 
 
-def _row(
+def _rate(
     what: str,
     found: Sequence[Mapping[str, str]],
     function: Callable[[Mapping[str, str]], object],
     times: int,
     rounds: int,
-    aim: str = "",
-) -> Row:
-    rates = []
-    for _ in range(rounds):
-        started = time.perf_counter()
+    aim: Aim | None = None,
+) -> Figure:
+    """Return how many ``times`` a second the function is done with a target."""
+
+    def all_of_them() -> None:
         for labels in found:
             function(labels)
-        rates.append(len(found) * times / (time.perf_counter() - started))
-    rates.sort()
-    return Row(what, f"{rates[len(rates) // 2]:,.0f}", f"{rates[0]:,.0f} to {rates[-1]:,.0f}", aim)
+
+    rates = [len(found) * times / spent(all_of_them) for _ in range(rounds)]
+    return Figure.of(what, rates, "/s", aim=aim)

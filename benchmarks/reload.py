@@ -1,24 +1,28 @@
-"""What consumers see while reloads restart every provider, beside Prometheus where it is installed.
+"""Reloads: what it costs to restart every provider, and what consumers see meanwhile, beside Prometheus.
 
-A hundred files of ten targets each are discovered, and nothing about them changes. What each reload alters is the
-``refresh_interval`` of every configuration, which makes Prometheus, too, restart every provider. In the end every file
-changes, to see which targets still follow. The files are arranged in two ways, because a job of several configurations
-can lose a part of its targets.
+The floor of the cost is bare nurseries with a channel each: as many are cancelled, and when they have ended, as many
+are started, until each has sent its first message.
 
-Of Prometheus three counts are told, which differ:
+What consumers see: a hundred files of ten targets each are discovered, and nothing about them changes. What each reload
+alters is the ``refresh_interval`` of every configuration, which makes Prometheus, too, restart every provider. In the
+end every file changes, to see which targets still follow. The files are arranged in two ways, because a job of several
+configurations can lose a part of its targets.
 
-* *told to its scraper*: what its discovery passes on, as ours does to a consumer. It is the gauge
+The size of these figures is the number of files in a job. Of Prometheus three counts are told, which differ:
+
+* *told to the consumer*, its scraper: what its discovery passes on, as ours does to a consumer. It is the gauge
   ``prometheus_sd_discovered_targets``, read once ``prometheus_sd_updates_total`` has grown after a reload.
 * *its gauge*: the same at any time. A reload sets it to 0, which the scraper does not notice.
-* *held by its scraper*: ``/api/v1/targets``. The scraper keeps the targets of a job of which it is told nothing. So a
+* *held by the consumer*: ``/api/v1/targets``. The scraper keeps the targets of a job of which it is told nothing. So a
   job whose provider has given up looks well, and only does not follow.
 
-Ours are the JSON lines of ``trio-sd run``, added up, and a subscriber without throttle in this process. All take turns,
-because the inotify instances that a user may have are shared.
+Ours are what a subscriber without throttle in this process is told, and what a consumer of the JSON lines of
+``trio-sd run`` holds. Each runs alone, because the inotify instances that a user may have are shared.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -27,12 +31,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -40,10 +44,11 @@ from trio_sd.manager import Manager, open_manager
 from trio_sd.reload import Reloader, reload_on_sighup
 from trio_sd.subscription import Throttle
 
+from .figures import FLOOR, OURS, Figure, at_least, at_most, interleaved, missing, ratio
+from .manager import BenchConfig
 from .prometheus import PROMETHEUS, Prometheus, installed, running_prometheus, version
-from .report import Row
 
-OURS = "trio-sd"
+FEWEST_TOLD: Final = "targets, at the fewest: told to the consumer"
 FILES = 100
 TARGETS = 10  # in each file
 TOTAL = FILES * TARGETS
@@ -101,10 +106,19 @@ def _replace(path: Path, document: object) -> None:
 class Seen:
     """How many targets a consumer has seen: the fewest, the last, and for how many seconds some were missing."""
 
-    who: str
     fewest: int
     last: int
     below: float
+
+
+@dataclass(frozen=True)
+class Sights:
+    """What was seen over all reloads: told, in the gauge, held; and how many targets followed their files then."""
+
+    told: Seen
+    gauge: Seen | None
+    held: Seen
+    followed: int
 
 
 class Sight:
@@ -129,9 +143,9 @@ class Sight:
         self._fewest = min(self._fewest, count)
         self._last = count
 
-    def seen(self, who: str) -> Seen:
+    def seen(self) -> Seen:
         """Return what was seen until now."""
-        return Seen(who, self._fewest, self._last, self._longest())
+        return Seen(self._fewest, self._last, self._longest())
 
     def _longest(self) -> float:
         return self._below if self._since is None else max(self._below, time.perf_counter() - self._since)
@@ -239,7 +253,7 @@ async def by_command(scene: Scene, rounds: int) -> tuple[Seen, int]:
             scene.configure(turn)
             await command.reload()
             await trio.sleep(OUR_REST)
-        seen = command.sight.seen(f"{OURS} run")
+        seen = command.sight.seen()
         return seen, await follow(scene, lambda: command.count(AFTER))
 
 
@@ -264,7 +278,7 @@ async def by_subscriber(scene: Scene, rounds: int) -> tuple[Seen, list[float]]:
             seconds.append(time.perf_counter() - begin)
             await trio.sleep(OUR_REST)
         nursery.cancel_scope.cancel()
-    return sight.seen(f"{OURS}, a subscriber without throttle"), seconds
+    return sight.seen(), seconds
 
 
 def _has_reloaded(reloader: Reloader, turn: int) -> Callable[[], bool]:
@@ -329,8 +343,8 @@ def _sum(metrics: str, name: str) -> float:
     return sum(map(float, re.findall(rf'^{name}\{{[^}}]*name="scrape"[^}}]*\}} (\S+)$', metrics, re.MULTILINE)))
 
 
-async def by_prometheus(scene: Scene, rounds: int, who: str) -> tuple[Seen, Seen, Seen, int]:
-    """Reload Prometheus; return what was told, the gauge, what was held, and how many targets follow then."""
+async def by_prometheus(scene: Scene, rounds: int) -> Sights:
+    """Reload Prometheus that often; return what was seen."""
     async with running_prometheus(scene.directory, scene.configure(0)) as prometheus, trio.open_nursery() as nursery:
         await prometheus.ready()
         watch = Watch(prometheus)
@@ -342,60 +356,150 @@ async def by_prometheus(scene: Scene, rounds: int, who: str) -> tuple[Seen, Seen
             await watch.reload()
             await trio.sleep(THEIR_REST)
         await trio.sleep(FOLLOW - THEIR_REST)  # until the scraper has looked, too
-        told = watch.told.seen(f"{who}, told to its scraper")
-        gauge = watch.gauge.seen(f"{who}, its gauge")
-        held = watch.held.seen(f"{who}, held by its scraper")
+        told, gauge, held = watch.told.seen(), watch.gauge.seen(), watch.held.seen()
         followed = await follow(scene, lambda: watch.followed)
         nursery.cancel_scope.cancel()
-    return told, gauge, held, followed
+    return Sights(told, gauge, held, followed)
 
 
-def measure(per_job: int, rounds: int) -> list[Row]:
-    """Measure with that many configurations, of a file each, in a job."""
-    what = f"{FILES // per_job} jobs of {per_job} file{'s' if per_job > 1 else ''}"
+class Bare:
+    """As many tasks as there would be providers, each with a nursery, a channel and what sends into it."""
+
+    def __init__(self, owner: trio.Nursery, count: int) -> None:
+        self._owner = owner
+        self._count = count
+        self._scope = trio.CancelScope()
+        self._ended = trio.Event()
+        self._ended.set()
+        self._missing = 0
+        self._heard = trio.Event()
+
+    async def reload(self) -> float:
+        """Cancel all, wait until they have ended, start as many; return the seconds until each has sent something."""
+        gc.collect()  # what another one has left is not counted here
+        began = time.perf_counter()
+        self._scope.cancel()
+        with trio.fail_after(PATIENCE):
+            await self._ended.wait()
+            self._missing, self._heard = self._count, trio.Event()
+            self._owner.start_soon(self._run)
+            await self._heard.wait()
+        return time.perf_counter() - began
+
+    async def _run(self) -> None:
+        self._ended = trio.Event()
+        with trio.CancelScope() as self._scope:
+            async with trio.open_nursery() as nursery:
+                for _ in range(self._count):
+                    nursery.start_soon(self._child)
+        self._ended.set()
+
+    async def _child(self) -> None:
+        send, receive = trio.open_memory_channel[tuple[()]](0)
+
+        async def take() -> None:
+            async for _ in receive:
+                self._missing -= 1
+                if not self._missing:
+                    self._heard.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take)
+            await send.send(())
+            await trio.sleep_forever()
+
+
+class Managed:
+    """A manager with that many sets of one provider each."""
+
+    def __init__(self, manager: Manager, count: int) -> None:
+        self._manager = manager
+        self._configs = {f"set-{number}": [BenchConfig(number)] for number in range(count)}
+
+    async def reload(self) -> float:
+        """Apply the same configuration again; return the seconds until each provider, started anew, has synced."""
+        before = self._manager.statistics()
+        gc.collect()
+        began = time.perf_counter()
+        with trio.fail_after(PATIENCE):
+            await self._manager.apply_config(self._configs)
+            await self._manager.wait_synced()
+        seconds = time.perf_counter() - began
+        after = self._manager.statistics()
+        assert after.reloads == before.reloads + 1
+        assert after.received == before.received + len(self._configs)
+        assert not after.stuck
+        return seconds
+
+
+async def restart(count: int, rounds: int) -> Mapping[str, Sequence[float]]:
+    """Return the seconds of each reload of that many: ours, and the floor."""
+    async with open_manager() as manager, trio.open_nursery() as nursery:
+        floor, ours = Bare(nursery, count), Managed(manager, count)
+        await floor.reload()  # the first only starts them
+        await ours.reload()
+        found = await interleaved(rounds, {FLOOR: floor.reload, OURS: ours.reload})
+        nursery.cancel_scope.cancel()
+    return found
+
+
+def _restarts(counts: Mapping[int, int]) -> Iterator[Figure]:
+    what = "all providers cancelled, restarted, synced"
+    pairs = []
+    for count, rounds in counts.items():
+        seconds = trio.run(restart, count, rounds)
+        floor, ours = (Figure.of(what, seconds[who], who=who, size=count) for who in (FLOOR, OURS))
+        yield from (floor, ours)
+        pairs.append((ours, floor))
+    for ours, floor in pairs:
+        yield ratio(f"{what}: over the floor", ours, floor, aim=at_most(2))
+
+
+def _seen(per_job: int, rounds: int) -> Iterator[Figure]:
+    """Measure what is seen with that many configurations, of a file each, in a job."""
+    jobs = f"{FILES // per_job} jobs of {per_job} file{'s' if per_job > 1 else ''}, {rounds} reloads"
     with tempfile.TemporaryDirectory() as directory:
         scene = Scene(Path(directory), per_job)
         scene.write_targets(BEFORE)
-        subscriber, seconds = trio.run(by_subscriber, scene, rounds)
-        command, followed = trio.run(by_command, scene, rounds)
-        all_seen, seen, follows = [command, subscriber], [command], {OURS: followed}
-        if installed():
-            who = f"{PROMETHEUS} {version()}"
-            scene.write_targets(BEFORE)
-            told, gauge, held, follows[who] = trio.run(by_prometheus, scene, rounds, who)
-            all_seen += [told, gauge, held]
-            seen += [told, held]
-    fewest = f"{what}: fewest of {TOTAL:,} during {rounds} reloads"
-    return [
-        Row.of_seconds(f"{what}: SIGHUP → every provider restarted and synced: {OURS}", seconds),
-        *_rows(fewest, {one.who: f"{one.fewest:,}" for one in all_seen}),
-        *_rows(f"{what}: in the end", {one.who: f"{one.last:,}" for one in seen}),
-        *_rows(f"{what}: some missing, at the longest", {one.who: _span(one) for one in seen}, aim="0 s"),
-        *_rows(f"{what}: follow when their files change then", {who: f"{count:,}" for who, count in follows.items()}),
-    ]
+        told, seconds = trio.run(by_subscriber, scene, rounds)
+        yield Figure.of("SIGHUP → all providers restarted, synced", seconds, size=per_job, note=jobs)
+        held, followed = trio.run(by_command, scene, rounds)
+        yield from _figures(OURS, Sights(told, None, held, followed), per_job, jobs)
+        if not installed():
+            yield missing(FEWEST_TOLD, PROMETHEUS, "not installed (apt install prometheus)", size=per_job)
+            return
+        scene.write_targets(BEFORE)
+        sights = trio.run(by_prometheus, scene, rounds)
+        yield from _figures(f"Prometheus {version()}", sights, per_job, jobs + _instances())
 
 
-def _rows(what: str, figures: Mapping[str, str], aim: str = f"{TOTAL:,}") -> Sequence[Row]:
-    return [Row(f"{what}: {who}", text, aim=aim if who.startswith(OURS) else "") for who, text in figures.items()]
+def _figures(who: str, sights: Sights, per_job: int, note: str) -> Iterator[Figure]:
+    all_targets, at_once = (at_least(TOTAL), at_most(0)) if who == OURS else (None, None)
+
+    def count(what: str, targets: int) -> Figure:
+        return Figure.of(what, targets, "", who=who, size=per_job, aim=all_targets, note=note)
+
+    yield count(FEWEST_TOLD, sights.told.fewest)
+    if sights.gauge is not None:
+        yield count("targets, at the fewest: its gauge", sights.gauge.fewest)
+    yield count("targets, at the fewest: held by the consumer", sights.held.fewest)
+    for how, seen in (("told to", sights.told), ("held by", sights.held)):
+        what = f"some missing, at the longest: {how} the consumer"
+        lasting = note if seen.last >= TOTAL else f"{note}; to the end"
+        yield Figure.of(what, seen.below, who=who, size=per_job, aim=at_once, note=lasting)
+        yield count(f"targets in the end: {how} the consumer", seen.last)
+    yield count("targets that follow their files then", sights.followed)
 
 
-def _span(seen: Seen) -> str:
-    return f"{seen.below:.2g} s" + ("" if seen.last >= TOTAL else ", to the end")
+def _instances() -> str:
+    """Tell what Prometheus may run out of: where there is no inotify instance left, a provider gives up."""
+    if not INSTANCES.exists():
+        return ""
+    return f"; it takes an inotify instance a file, two as it reloads, of {INSTANCES.read_text().strip()}"
 
 
-def run(*, quick: bool) -> list[Row]:
-    """Measure, and return one row a figure."""
-    rows = []
-    if not installed():
-        rows.append(Row(PROMETHEUS, "not installed (apt install prometheus)"))
-    elif INSTANCES.exists():
-        # Prometheus takes one for each configuration of files. Where there is none left, a provider gives up.
-        rows.append(
-            Row(
-                "inotify instances that a user may have here; Prometheus takes one a file, and two as it reloads",
-                INSTANCES.read_text().strip(),
-            )
-        )
+def run(*, quick: bool) -> Iterator[Figure]:
+    """Measure, and yield each figure as it is there."""
+    yield from _restarts({10: 50, 100: 20, 1_000: 5} if quick else {10: 500, 100: 200, 1_000: 30, 10_000: 5})
     for per_job in (1,) if quick else (1, 2):
-        rows += measure(per_job, rounds=2 if quick else 10)
-    return rows
+        yield from _seen(per_job, rounds=2 if quick else 7)

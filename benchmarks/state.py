@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 
 import trio
 
@@ -12,8 +13,8 @@ from trio_sd.manager import open_manager
 from trio_sd.state import SavedProvider, State
 from trio_sd.state_file import StateFile
 
+from .figures import Figure
 from .manager import one_target_group
-from .report import Row
 
 
 async def measure(count: int, rounds: int) -> tuple[list[float], list[float], list[float]]:
@@ -50,12 +51,10 @@ async def measure(count: int, rounds: int) -> tuple[list[float], list[float], li
     return writes, pauses, restarts
 
 
-def run(*, quick: bool) -> list[Row]:
-    """Measure, and return one row a figure."""
+def run(*, quick: bool) -> Iterator[Figure]:
+    """Measure, and yield each figure."""
     count = 100_000
     writes, pauses, restarts = trio.run(measure, count, 3 if quick else 10)
-    return [
-        Row.of_seconds(f"state file of {count:,} groups: written, to the disk", writes),
-        Row.of_seconds("the loop is held up beside that, at the longest", pauses),
-        Row.of_seconds("read, restored and shown", restarts),
-    ]
+    yield Figure.of("state file: written, to the disk", writes, size=count)
+    yield Figure.of("state file: the loop held up beside that, at the longest", pauses, size=count)
+    yield Figure.of("state file: read, restored and shown", restarts, size=count)

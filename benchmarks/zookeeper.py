@@ -17,26 +17,27 @@ Servers, and the proxy that makes a round trip long, are those of the tests: run
 from __future__ import annotations
 
 import json
-import statistics
 import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version as version_of
+from operator import attrgetter
 from pathlib import Path
-from types import MappingProxyType
 
 import trio
 
-from .prometheus import PROMETHEUS, installed, running_prometheus
-from .report import Row
+from .figures import FLOOR, OURS, Aim, Figure, at_least, at_most, interleaved, missing, ratio
+from .prometheus import PROMETHEUS, installed, running_prometheus, version
 
 try:
     from tests.tcp_proxy import open_proxy
-    from tests.zookeeper import Connection, Tree, ZooKeeperServer, available, open_tree, running_zookeeper
+    from tests.zookeeper import Connection, ZooKeeperServer, available, open_tree
 except ImportError as error:  # installed without what tests need, or not run in the repository
     MISSING: str | None = f"{error.name} is missing"
 else:
@@ -47,10 +48,13 @@ ROUND_TRIP = 0.005
 POLL = 0.02
 REST = 0.005  # until the next write, so that everybody has come to rest
 PATIENCE = 120.0
-OURS, TREECACHE = "trio-sd", "TreeCache"
+MANY_PATIENCE = 30.0  # with Prometheus and a thousand configurations
 
-COUNTS = MappingProxyType({"/300": 300, "/1000": 1_000, "/10000": 10_000, "/10000-too": 10_000})
-SMALL, LARGE, BURST = "/10000", "/100000", "/burst"
+TREECACHE = "treecache"
+NEAR = "first sync of members, loopback"
+FAR = f"first sync of members, round trip {ROUND_TRIP * 1e3:g} ms"
+FEW, SMALL, LARGE = 300, 10_000, 100_000  # members, below a root of that name
+PEERS_OWN = "/peers-own"
 JOBS = [f"/jobs/{number:04}" for number in range(1_000)]
 
 
@@ -120,7 +124,7 @@ class Client:
 @asynccontextmanager
 async def follower(who: str, hosts: str, count: int, *roots: str) -> AsyncIterator[Client]:
     """Run a follower for the time of the block."""
-    name = "ours" if who == OURS else "treecache"
+    name = "ours" if who == OURS else who
     command = [sys.executable, "-m", "benchmarks.zookeeper_clients", name, hosts, str(count), *roots]
     process = await trio.lowlevel.open_process(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=str(REPOSITORY)
@@ -173,10 +177,22 @@ async def open_writer(port: int) -> AsyncIterator[Writer]:
 
 
 class Bench:
-    """One server, who is measured at it, and where they find what they need."""
+    """One server, and who is measured at it.
+
+    Attributes:
+      server: the server.
+      names: what figures call each.
+      absent: who can't be measured here, and why.
+    """
 
     def __init__(self, server: ZooKeeperServer, directory: Path) -> None:
         self.server = server
+        self.names = {OURS: OURS, PROMETHEUS: "Prometheus", TREECACHE: f"TreeCache (kazoo {version_of('kazoo')})"}
+        self.absent: dict[str, str] = {}
+        if installed():
+            self.names[PROMETHEUS] = f"Prometheus {version()}"
+        else:
+            self.absent[PROMETHEUS] = "not installed (apt install prometheus)"
         self._directory = directory
         self._own: set[int | None] = set()
 
@@ -190,14 +206,14 @@ class Bench:
         found = await self.server.connections()
         return [connection for connection in found if connection.session and connection.session not in self._own]
 
-    async def sync(self, who: str, roots: Sequence[str], count: int, *, hosts: str = "") -> Sync:
+    async def sync(self, who: str, roots: Sequence[str], count: int, hosts: str) -> Sync:
         """Let ``who`` find the ``count`` members below ``roots``, each of these being a configuration."""
-        hosts = hosts or self.server.hosts
         await self.settle()
         if who == PROMETHEUS:
             return await self._prometheus(hosts, roots, count)
         async with follower(who, hosts, count, *roots) as client:
             line = await client.line()
+            assert line["members"] == count, line
             sync = Sync(line["seconds"], await self.server.watch_count(), len(await self.followers()))
             sync.threads = int(line["threads"])
             sync.close = await client.end()
@@ -228,177 +244,199 @@ class Bench:
         return await self.server.watch_count() == count
 
 
-class Rates:
-    """Members a second, of first syncs that all have in common but who does them, and how many members there are."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._rates: dict[tuple[str, int], list[float]] = {}
-
-    def add(self, who: str, count: int, seconds: float) -> None:
-        """Take one first sync."""
-        self._rates.setdefault((who, count), []).append(count / seconds)
-
-    def rows(self, aims: Mapping[str, str]) -> list[Row]:
-        """Return what each does, and how many times as quick we are as each peer."""
-        rows = []
-        for (who, count), rates in self._rates.items():
-            spread = ""
-            if len(rates) > 1:
-                deciles = statistics.quantiles(rates, n=10, method="inclusive")
-                spread = f"{deciles[0]:,.0f} – {deciles[-1]:,.0f}"
-            name = f"first sync, {count:,} members, {self._what}: {who}"
-            rows.append(Row(name, f"{statistics.median(rates):,.0f}/s", spread))
-        medians = {who: statistics.median(rates) for (who, _), rates in self._rates.items()}
-        for peer in [who for who in medians if who != OURS]:
-            times = medians[OURS] / medians[peer]
-            rows.append(Row(f"first sync, {self._what}: {OURS} over {peer}", f"{times:.1f} ×", aim=aims.get(peer, "")))
-        return rows
+@contextmanager
+def open_bench() -> Iterator[Bench]:
+    """Run a server for the time of the block."""
+    with tempfile.TemporaryDirectory() as directory:
+        server = ZooKeeperServer(Path(directory) / "server", tick_time=2000)
+        try:
+            trio.run(server.start)
+            yield Bench(server, Path(directory))
+        finally:
+            server.kill()
 
 
-async def first_sync(bench: Bench, roots: Mapping[str, str], rounds: Mapping[str, int]) -> list[Row]:
-    """Measure first syncs on loopback, each with the members below its root, and the watches that they leave."""
-    rates = Rates("loopback")
-    watches = {}
-    for turn in range(max(rounds.values())):
-        for who, root in roots.items():
-            if turn < rounds[who]:
-                count = int(root.strip("/"))
-                sync = await bench.sync(who, [root], count)
-                rates.add(who, count, sync.seconds)
-                watches[f"watches on the server, {count:,} members of one path: {who}"] = sync.watches
-    aim = "2: one, which the server counts among those of data and of children"
-    rows = rates.rows({PROMETHEUS: "at least 15 ×"})
-    return rows + [Row(what, f"{held:,}", aim=aim if OURS in what else "") for what, held in watches.items()]
+async def fill(bench: Bench, *trees: Mapping[str, bytes]) -> None:
+    """Create what is to be found."""
+    async with open_tree(bench.server.hosts, timeout=30) as tree:
+        for znodes in trees:
+            await tree.create_many(znodes)
 
 
-async def far_sync(bench: Bench, roots: Mapping[str, str], rounds: Mapping[str, int]) -> list[Row]:
+@dataclass(frozen=True)
+class Contest:
+    """First syncs by turns.
+
+    Attributes:
+      bench: where.
+      what: what their figures are called.
+      counts: how many members each finds.
+      left_out: who of them does not take part, and why.
+    """
+
+    bench: Bench
+    what: str
+    counts: Mapping[str, int]
+    left_out: Mapping[str, str]
+
+    async def syncs(self, rounds: int, hosts: str) -> Mapping[str, Sequence[Sync]]:
+        """Return the first syncs of each that takes part."""
+        syncs: dict[str, list[Sync]] = {who: [] for who in self.counts if who not in self.left_out}
+
+        async def sync(who: str) -> float:
+            count = self.counts[who]
+            syncs[who].append(await self.bench.sync(who, [f"/{count}"], count, hosts))
+            return syncs[who][-1].seconds
+
+        await interleaved(rounds, {who: partial(sync, who) for who in syncs})
+        return syncs
+
+    def rates(self, syncs: Mapping[str, Sequence[Sync]], aim: Aim) -> list[Figure]:
+        """Return members a second, and how many times as quick we are as each peer; ``aim`` is that over Prometheus."""
+        figures = {}
+        for who, count in self.counts.items():
+            name = self.bench.names[who]
+            if who in self.left_out:
+                figures[who] = missing(self.what, name, self.left_out[who], size=count)
+            else:
+                taken = [count / sync.seconds for sync in syncs[who]]
+                figures[who] = Figure.of(self.what, taken, "/s", who=name, size=count)
+        over = [
+            ratio(f"{self.what}, over a peer", figures[OURS], figures[who], aim=aim if who == PROMETHEUS else None)
+            for who in syncs
+            if who != OURS
+        ]
+        return [*figures.values(), *over]
+
+
+async def near_syncs(bench: Bench, count: int, rounds: int, left_out: Mapping[str, str]) -> list[Figure]:
+    """Measure first syncs on loopback, and the watches that they leave."""
+    contest = Contest(bench, NEAR, dict.fromkeys(bench.names, count), left_out)
+    syncs = await contest.syncs(rounds, bench.server.hosts)
+    what, note = "watches on the server, one path", "one watch, which the server counts for data and for children"
+    watches = [
+        Figure.of(what, syncs[OURS][-1].watches, "", size=count, aim=at_most(2), note=note),
+        *[
+            Figure.of(what, found[-1].watches, "", who=bench.names[who], size=count)
+            for who, found in syncs.items()
+            if who != OURS
+        ],
+    ]
+    return [*contest.rates(syncs, at_least(15)), *watches]
+
+
+async def far_syncs(bench: Bench, rounds: int) -> list[Figure]:
     """Measure first syncs with a long round trip.
 
     Prometheus reads one znode after the other, so its rate does not depend on their number, and it is given few.
     """
-    rates = Rates(f"round trip of {ROUND_TRIP * 1e3:g} ms")
+    contest = Contest(bench, FAR, {OURS: SMALL, PROMETHEUS: FEW, TREECACHE: SMALL}, bench.absent)
     async with open_proxy(bench.server.port) as proxy:
         proxy.delay = ROUND_TRIP / 2
-        for turn in range(max(rounds.values())):
-            for who, root in roots.items():
-                if turn < rounds[who]:
-                    count = int(root.strip("/"))
-                    rates.add(who, count, (await bench.sync(who, [root], count, hosts=proxy.hosts)).seconds)
-    return rates.rows({PROMETHEUS: "at least 300 ×"})
+        syncs = await contest.syncs(rounds, proxy.hosts)
+    return contest.rates(syncs, at_least(300))
 
 
-async def change_latencies(bench: Bench, peer_root: str, rounds: int) -> list[Row]:
+async def changes(bench: Bench, rounds: int) -> list[Figure]:
     """Measure the time from a write to the consumer, for ours and kazoo's by turns, each among its own members."""
     await bench.settle()
     answers: list[float] = []
-    roots = {OURS: SMALL, TREECACHE: peer_root}
-    latencies: dict[str, list[float]] = {who: [] for who in roots}
-    hosts = bench.server.hosts
+    roots = {OURS: f"/{SMALL}", TREECACHE: PEERS_OWN}
     async with (
-        follower(OURS, hosts, COUNTS[SMALL], SMALL) as ours,
-        follower(TREECACHE, hosts, COUNTS[peer_root], peer_root) as theirs,
+        follower(OURS, bench.server.hosts, SMALL, roots[OURS]) as ours,
+        follower(TREECACHE, bench.server.hosts, SMALL, roots[TREECACHE]) as theirs,
         open_writer(bench.server.port) as writer,
     ):
         clients = {OURS: ours, TREECACHE: theirs}
         for client in clients.values():
             await client.line()
-        for turn in range(rounds):
-            for who, root in roots.items():
-                number = turn * 7919 % COUNTS[root]
-                begin = time.perf_counter()
-                await writer.set(f"{root}/member_{number:010}", member(number, 20_000 + turn))
-                answers.append(time.perf_counter() - begin)
-                line = await clients[who].line()
-                latencies[who].append(line["at"] - begin)
-                await trio.sleep(REST)
-    aims = {OURS: "under 10 ms"}
+
+        async def latency(who: str) -> float:
+            await trio.sleep(REST)
+            number = len(answers)
+            begin = time.perf_counter()
+            await writer.set(f"{roots[who]}/member_{number * 7919 % SMALL:010}", member(number, 20_000 + number))
+            answers.append(time.perf_counter() - begin)
+            line = await clients[who].line()
+            assert line["members"] == SMALL, line
+            assert line["at"] > begin, "it is of an earlier write"
+            return line["at"] - begin
+
+        latencies = await interleaved(rounds, {who: partial(latency, who) for who in clients})
+    what = "write → consumer, one member of many"
     return [
-        Row.of_seconds("floor: write → the server's answer", answers),
-        *[
-            Row.of_seconds(f"write → consumer, one of {COUNTS[roots[who]]:,}: {who}", latencies[who], aims.get(who, ""))
-            for who in roots
-        ],
+        Figure.of(what, answers, who=FLOOR, size=SMALL, note="write → the server's answer"),
+        Figure.of(what, latencies[OURS], size=SMALL, aim=at_most(0.010)),
+        Figure.of(what, latencies[TREECACHE], who=bench.names[TREECACHE], size=SMALL),
     ]
 
 
-async def burst(bench: Bench, tree: Tree, who: str, count: int) -> Row:
+async def burst(bench: Bench, who: str, count: int) -> list[Figure]:
     """Measure how long after the last of many creations everything has arrived."""
-    root = f"{BURST}/{who}"
-    await tree.create(root)
-    await bench.settle()
-    async with follower(who, bench.server.hosts, 0, root) as client:
-        await client.line()
-        await tree.create_many(members(root, count))
-        created = time.perf_counter()
-        updates = 1
-        while (line := await client.line())["members"] < count:
-            updates += 1
-        what = f"burst: last of {count:,} creations answered → consumer has all: {who}"
-        return Row(what, f"{line['at'] - created:.3g} s", f"{updates:,} updates")
-
-
-async def many_jobs(bench: Bench, *, prometheus: bool) -> list[Row]:
-    """Measure a thousand configurations of one path with one member each."""
-    count = len(JOBS)
-    what = f"{count:,} configurations"
-    sync = await bench.sync(OURS, JOBS, count)
-    rows = [
-        Row(f"{what}: sessions on the server: {OURS}", f"{sync.sessions:,}", aim="1"),
-        Row(f"{what}: threads in the process: {OURS}", f"{sync.threads:,}", aim="2"),
-        Row(f"{what}: watches on the server: {OURS}", f"{sync.watches:,}", aim="2,000: one a path, counted twice"),
-        Row(f"{what}: first sync of all: {OURS}", f"{sync.seconds:.3g} s"),
-        Row(f"{what}: closing: {OURS}", f"{sync.close:.3g} s"),
+    root = f"/burst/{who}"
+    updates = 1
+    async with open_tree(bench.server.hosts, timeout=30) as tree:
+        await tree.create(root)
+        await bench.settle()
+        async with follower(who, bench.server.hosts, 0, root) as client:
+            await client.line()
+            await tree.create_many(members(root, count))
+            created = time.perf_counter()
+            while (line := await client.line())["members"] < count:
+                updates += 1
+    name = bench.names[who]
+    return [
+        Figure.of("burst: last creation answered → consumer has all", line["at"] - created, who=name, size=count),
+        Figure.of("burst: updates to the consumer", updates, "", who=name, size=count),
     ]
-    if prometheus:
-        try:
-            with trio.fail_after(30):
-                theirs = await bench.sync(PROMETHEUS, JOBS, count)
-        except trio.TooSlowError:
-            return [*rows, Row(f"{what}: {PROMETHEUS}", "not done within 30 s")]
-        rows += [
-            Row(f"{what}: sessions on the server: {PROMETHEUS}", f"{theirs.sessions:,}"),
-            Row(f"{what}: watches on the server: {PROMETHEUS}", f"{theirs.watches:,}"),
-            Row(f"{what}: first sync of all: {PROMETHEUS}", f"{theirs.seconds:.3g} s"),
-        ]
-    return rows
 
 
-async def measure(directory: Path, *, quick: bool) -> list[Row]:
-    """Start a server, fill it, and measure everything."""
-    beside = installed()
-    slow = "/1000" if quick else SMALL  # for kazoo's
-    near = {OURS: SMALL, PROMETHEUS: SMALL, TREECACHE: slow}
-    far = {OURS: SMALL, PROMETHEUS: "/300", TREECACHE: "/1000"}
-    large = {OURS: LARGE} if quick else {OURS: LARGE, PROMETHEUS: LARGE}
-    if not beside:
-        for roots in near, far, large:
-            roots.pop(PROMETHEUS, None)
-    rounds = {OURS: 2, PROMETHEUS: 1, TREECACHE: 1} if quick else {OURS: 3, PROMETHEUS: 3, TREECACHE: 2}
-    async with running_zookeeper(directory / "server", tick_time=2000) as server:
-        bench = Bench(server, directory)
-        rows = [] if beside else [Row(PROMETHEUS, "is missing (apt install prometheus)")]
-        async with open_tree(server.hosts, timeout=30) as tree:
-            for root, count in COUNTS.items():
-                await tree.create_many(members(root, count))
-            await tree.create_many({f"{root}/member_0000000000": member(number) for number, root in enumerate(JOBS)})
-            rows += await first_sync(bench, near, rounds)
-            rows += await far_sync(bench, far, rounds)
-            rows += await change_latencies(bench, "/1000" if quick else "/10000-too", 50 if quick else 300)
-            rows.append(await burst(bench, tree, OURS, 10_000))
-            rows.append(await burst(bench, tree, TREECACHE, 1_000 if quick else 5_000))
-            rows += await many_jobs(bench, prometheus=beside)
-            await tree.create_many(members(LARGE, 100_000))
-            rows += await first_sync(bench, large, dict.fromkeys(large, 1))
-            rows.append(Row(f"first sync, 100,000 members, loopback: {TREECACHE}", "left out: it takes minutes"))
-            if quick and beside:
-                rows.append(Row(f"first sync, 100,000 members, loopback: {PROMETHEUS}", "left out: --quick"))
-    return rows
+async def many_configurations(bench: Bench) -> list[Figure]:
+    """Measure a thousand configurations of one path with one member each."""
+    count, hosts = len(JOBS), bench.server.hosts
+    sync = await bench.sync(OURS, JOBS, count, hosts)
+    figures = [
+        *_costs(sync, OURS, {"sessions": at_most(1), "watches": at_most(2 * count)}),
+        Figure.of("many configurations: threads in the process", sync.threads, "", size=count, aim=at_most(2)),
+        Figure.of("many configurations: closing", sync.close, size=count),
+    ]
+    name, why = bench.names[PROMETHEUS], bench.absent.get(PROMETHEUS)
+    if why is None:
+        with trio.move_on_after(MANY_PATIENCE) as scope:
+            figures += _costs(await bench.sync(PROMETHEUS, JOBS, count, hosts), name, {})
+        if scope.cancelled_caught:
+            why = f"not done within {MANY_PATIENCE:g} s"
+    if why is not None:
+        figures.append(missing("many configurations: first sync of all", name, why, size=count))
+    return sorted(figures, key=attrgetter("what"))
 
 
-def run(*, quick: bool) -> list[Row]:
-    """Measure, and return one row a figure."""
+def _costs(sync: Sync, name: str, aims: Mapping[str, Aim]) -> list[Figure]:
+    what, size = "many configurations", len(JOBS)
+    return [
+        Figure.of(f"{what}: first sync of all", sync.seconds, who=name, size=size),
+        Figure.of(f"{what}: sessions on the server", sync.sessions, "", who=name, size=size, aim=aims.get("sessions")),
+        Figure.of(f"{what}: watches on the server", sync.watches, "", who=name, size=size, aim=aims.get("watches")),
+    ]
+
+
+def run(*, quick: bool) -> Iterator[Figure]:
+    """Measure, and yield each figure. The server outlives each event loop, and nothing outlives the server."""
     if MISSING is not None:
-        return [Row("zookeeper", f"not measured: {MISSING}")]
-    with tempfile.TemporaryDirectory() as directory:
-        return trio.run(lambda: measure(Path(directory), quick=quick))
+        yield missing(NEAR, OURS, MISSING)
+        return
+    rounds = 2 if quick else 3
+    with open_bench() as bench:
+        jobs = {f"{root}/member_0000000000": member(number) for number, root in enumerate(JOBS)}
+        trees = [members(f"/{FEW}", FEW), members(f"/{SMALL}", SMALL), members(PEERS_OWN, SMALL), jobs]
+        trio.run(fill, bench, *trees)
+        yield from trio.run(near_syncs, bench, SMALL, rounds, bench.absent)
+        yield from trio.run(far_syncs, bench, rounds)
+        yield from trio.run(changes, bench, 50 if quick else 300)
+        bursts = trio.run(burst, bench, OURS, 10_000) + trio.run(burst, bench, TREECACHE, 1_000 if quick else 5_000)
+        yield from sorted(bursts, key=attrgetter("what"))
+        yield from trio.run(many_configurations, bench)
+        trio.run(fill, bench, members(f"/{LARGE}", LARGE))
+        too_long = {PROMETHEUS: "left out: --quick"} if quick else {}
+        too_long[TREECACHE] = "left out: it takes minutes"
+        yield from trio.run(near_syncs, bench, LARGE, 1, {**too_long, **bench.absent})

@@ -57,7 +57,7 @@ async def _consume(manager: Manager, members: int, begin: float) -> None:
                 tell(at=time.perf_counter(), members=len(held))
             elif len(held) >= members:
                 complete = True
-                tell(seconds=time.perf_counter() - begin, threads=threading.active_count())
+                tell(seconds=time.perf_counter() - begin, threads=threading.active_count(), members=len(held))
 
 
 def treecache(hosts: str, root: str) -> None:
@@ -66,18 +66,18 @@ def treecache(hosts: str, root: str) -> None:
     from kazoo.client import KazooClient
     from kazoo.recipe.cache import TreeCache, TreeEvent
 
-    held: dict[str, bytes] = {}
+    held: dict[str, bytes] = {}  # also the root, which is no member
     complete = False
 
     def listen(event: Any) -> None:  # noqa: ANN401 (kazoo has no types)
         nonlocal complete
         if event.event_type == TreeEvent.INITIALIZED:
             complete = True
-            tell(seconds=time.perf_counter() - begin, threads=threading.active_count())
+            tell(seconds=time.perf_counter() - begin, threads=threading.active_count(), members=len(held) - 1)
         elif event.event_data is not None:
             held[event.event_data.path] = event.event_data.data
             if complete:
-                tell(at=time.perf_counter(), members=len(held) - 1)  # without the root
+                tell(at=time.perf_counter(), members=len(held) - 1)
 
     client = KazooClient(hosts)
     client.start()
