@@ -1,21 +1,21 @@
 """The server under load: clients of http_sd and followers of events, while targets change all the time.
 
-The clients are in a process of their own. Measured are what they see, and the engine's own latency meanwhile, from a
-provider's send to a consumer in the same process, beside the same without any client.
+Some clients read nothing, or slowly, or stall within a request; the server must drop these, and the others not notice.
+Measured are what the clients see, and the engine's own latency meanwhile, from a provider's send to a consumer in the
+same process, beside the same without any client.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import trio
 
@@ -23,17 +23,24 @@ from trio_sd.manager import Manager, open_manager
 from trio_sd.web import ListenAddress, open_application, serve
 
 from .manager import UNTHROTTLED, Feeder, FeederConfig, one_target_group
-from .report import Row
+from .report import Row, table
+from .serve_clients import Load, Seen
 
 _PACE = 0.02  # seconds between two changes
-_ASKING = 5.0
-_HEAD = b"HTTP/1.1 200"
+_ASKING = (5.0, 1.0)
+_IDLE = 10.0  # seconds without clients
 
 
-def run(*, quick: bool) -> list[Row]:
-    """Measure, and return a row for each figure."""
-    clients, size, seconds = (50, 2_000, 4.0) if quick else (200, 10_000, 20.0)
-    return trio.run(_measure, clients, size, seconds)
+def run(*, quick: bool, asking: Sequence[float] = _ASKING) -> list[Row]:
+    """Measure, and return a row for each figure.
+
+    Args:
+      quick: whether to take fewer clients and less time. No client is dropped so soon.
+      asking: seconds from one request of a client to its next; measured with each.
+    """
+    clients, misbehaving, size, seconds = (50, 5, 2_000, 4.0) if quick else (200, 20, 10_000, 45.0)
+    loads = [Load(0, clients, misbehaving, seconds, each) for each in asking]
+    return [row for load in loads for row in trio.run(_measure, load, size)]
 
 
 @dataclass
@@ -70,35 +77,45 @@ class _Churn:
         return found
 
 
-async def _measure(clients: int, size: int, seconds: float) -> list[Row]:
+async def _measure(load: Load, size: int) -> list[Row]:
     churn = _Churn(size)
     async with open_manager({"set": [FeederConfig(churn.feeder)]}) as manager, _served(manager) as port:
         await churn.fill(manager)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(churn.run, manager)
-            await trio.sleep(seconds / 2)
+            await trio.sleep(_IDLE)
             idle = churn.taken()
-            rss = _resident()
-            command = [sys.executable, "-m", "benchmarks.serve", str(port), str(clients), str(seconds)]
-            process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE)
-            assert process.stdout is not None
-            told = b"".join([chunk async for chunk in process.stdout])
-            await process.wait()
-            loaded = churn.taken()
-            grown = _resident() - rss
+            before = _resident()
+            seen = Seen()
+            async with trio.open_nursery() as clients:
+                clients.start_soon(_run_clients, replace(load, port=port), seen)
+                await trio.sleep(load.seconds)
+                loaded, grown = churn.taken(), _resident() - before
             nursery.cancel_scope.cancel()
-    seen = json.loads(told)
     over = statistics.median(loaded) / statistics.median(idle)
+    rate, volume = seen.answers / load.seconds, seen.bytes / 1e6 / load.seconds
     return [
-        Row.of_seconds("engine latency, nobody asks", idle),
-        Row.of_seconds(f"engine latency, {clients} clients and {clients} followers", loaded),
+        Row(f"{load.clients} clients that ask every {load.asking:g} s, and {load.clients} followers", ""),
+        Row.of_seconds("  engine latency, nobody asks", idle),
+        Row.of_seconds("  engine latency, all of them ask", loaded),
         Row("  over that without them", f"{over:.2f} ×", aim="under 2 ×"),
-        Row("answers to /sd/SET", f"{seen['answers'] / seconds:,.0f}/s", f"{seen['bytes'] / 1e6 / seconds:,.0f} MB/s"),
-        Row.of_seconds("  time of an answer", seen["times"]),
-        Row("events to followers", f"{seen['events'] / seconds:,.0f}/s"),
-        Row("errors", str(seen["errors"]), aim="0"),
-        Row("memory that all of them took", f"{grown / 1e6:,.0f} MB"),
+        Row("  answers to /sd/SET", f"{rate:,.0f}/s", f"{volume:,.0f} MB/s"),
+        Row.of_seconds("  time of an answer", seen.times),
+        Row("  events to followers", f"{seen.events / load.seconds:,.0f}/s"),
+        Row("  errors", str(seen.errors), aim="0"),
+        *[
+            Row(f"  dropped of those who {kind}", f"{count} of {load.misbehaving}", f"after {load.seconds:g} s")
+            for kind, count in seen.dropped.items()
+        ],
+        Row("  memory that all of them took", f"{grown / 1e6:,.0f} MB"),
     ]
+
+
+async def _run_clients(load: Load, seen: Seen) -> None:
+    """Run the clients, and note what they have seen."""
+    command = [sys.executable, "-m", "benchmarks.serve_clients", json.dumps(asdict(load))]
+    done = await trio.run_process(command, capture_stdout=True)
+    vars(seen).update(json.loads(done.stdout))
 
 
 @asynccontextmanager
@@ -114,68 +131,14 @@ def _resident() -> int:
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
-# The clients
-
-
-@dataclass
-class _Seen:
-    answers: int = 0
-    events: int = 0
-    bytes: int = 0
-    errors: int = 0
-    times: list[float] = field(default_factory=list)
-
-
-async def _client_process(port: int, clients: int, seconds: float) -> _Seen:
-    seen = _Seen()
-    with trio.move_on_after(seconds):
-        async with trio.open_nursery() as nursery:
-            for number in range(clients):
-                nursery.start_soon(_follow, port, seen)
-                nursery.start_soon(_ask, port, seen, number / clients)
-    return seen
-
-
-async def _ask(port: int, seen: _Seen, delay: float) -> None:
-    """Ask every five seconds on one connection, as an eager Prometheus would; by default it asks every minute."""
-    await trio.sleep(delay * _ASKING)
-    stream = await trio.open_tcp_stream("127.0.0.1", port)
-    async with stream:
-        while True:
-            began = trio.current_time()
-            await stream.send_all(b"GET /sd/set HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\n\r\n")
-            got = b""
-            while b"\r\n\r\n" not in got:
-                chunk = await stream.receive_some()
-                if not chunk:
-                    break
-                got += chunk
-            head, _, body = got.partition(b"\r\n\r\n")
-            if not head.startswith(_HEAD):
-                seen.errors += 1
-                return
-            length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-            missing = length - len(body)
-            while missing > 0:
-                missing -= len(await stream.receive_some())
-            seen.answers += 1
-            seen.bytes += length
-            seen.times.append(trio.current_time() - began)
-            await trio.sleep(max(0.0, _ASKING - (trio.current_time() - began)))
-
-
-async def _follow(port: int, seen: _Seen) -> None:
-    stream = await trio.open_tcp_stream("127.0.0.1", port)
-    async with stream:
-        await stream.send_all(b"GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        first = await stream.receive_some()
-        if not first.startswith(_HEAD):
-            seen.errors += 1
-            return
-        async for chunk in stream:
-            seen.events += chunk.count(b"event: ")
+def main() -> None:
+    """Measure with clients that ask as often as one wants to know."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serve", description="Measure the server under load.")
+    parser.add_argument("--asking", type=float, nargs="+", default=_ASKING, metavar="SECONDS", help="default: 5 and 1")
+    parser.add_argument("--quick", action="store_true", help="fewer clients and a shorter time")
+    arguments = parser.parse_args()
+    print(table(run(quick=arguments.quick, asking=arguments.asking)))
 
 
 if __name__ == "__main__":
-    print(json.dumps(trio.run(_client_process, int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])).__dict__))
-    os._exit(0)
+    main()

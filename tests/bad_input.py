@@ -5,6 +5,7 @@ The tests hand in what they can think of, and the fuzzer (``python -m tests.fuzz
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import time
@@ -19,12 +20,14 @@ from trio_sd.discovery.file.parse import parse
 from trio_sd.errors import ConfigError
 from trio_sd.limits import Limits
 from trio_sd.targets import TargetGroup
+from trio_sd.web.web_config import WebConfig, parse_web_config
 
 SECONDS: Final = 3.0  # of this process, for an input of a few kilobytes
 MEGABYTES: Final = 200
 LONGEST_MESSAGE: Final = 10_000  # escapes may take ten characters each
 
 FILE: Final = "/nowhere/prometheus.yml"
+WEB_FILE: Final = "/nowhere/web.yml"
 REGISTRY: Final = default_registry()
 LIMITS: Final = Limits()
 
@@ -42,6 +45,8 @@ _SECRETS: Final = {
     "sigv4": {"secret_key"},
 }
 """Where secrets stand: the keys of each section."""
+_OF_SECRETS: Final = frozenset({"basic_auth_users", "bearer_tokens"})
+"""Sections in which everything is one."""
 
 
 def check(content: bytes) -> None:
@@ -49,6 +54,7 @@ def check(content: bytes) -> None:
     check_config(content)
     check_targets(content, "/nowhere/targets.yml")
     check_targets(content, "/nowhere/targets.json")
+    check_web_config(content)
 
 
 def check_config(content: bytes) -> Config | ConfigError:
@@ -74,6 +80,24 @@ def check_targets(content: bytes, path: str) -> tuple[TargetGroup, ...] | Config
     else:
         assert found == parse(content, path, LIMITS)
         hash(found)
+    return found
+
+
+def check_web_config(content: bytes) -> WebConfig | ConfigError:
+    """Check that ``content`` does no harm as a web configuration; return what became of it."""
+    found = _bounded(partial(parse_web_config, content, file=WEB_FILE), content)
+    if isinstance(found, ConfigError):
+        _check_error(found, content, WEB_FILE, _YAML_BREAK)
+        return found
+    assert found == parse_web_config(content, file=WEB_FILE)
+    assert all(len(hashed) == 60 for hashed in found.users().values())
+    assert all(len(token) == 32 for token in found.tokens())
+    if found.tls_server_config is not None:
+        assert all(os.path.isabs(os.fsencode(file)) for file in found.tls_server_config.files())
+    for value in found.http_server_config.headers.values():
+        value.encode("ascii")
+    text = repr(found)
+    assert not any(secret in text for secret in secrets_of(content) if content.count(secret.encode()) == 1)
     return found
 
 
@@ -134,7 +158,7 @@ def secrets_of(content: bytes) -> Iterator[str]:
             open_nodes.extend((section, item) for item in node.items)
         elif isinstance(node, MappingNode):
             for key, value in node.entries:
-                if key.text not in _SECRETS.get(section, ()):
+                if key.text not in _SECRETS.get(section, ()) and section not in _OF_SECRETS:
                     open_nodes.append((key.text, value))
                 elif isinstance(value, Scalar) and len(value.text) >= 8:
                     yield value.text

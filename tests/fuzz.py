@@ -1,9 +1,10 @@
 """``python -m tests.fuzz [SECONDS] [SEED] [CORPUS]``: hand in what nobody would think of, guided by coverage.
 
 Needs atheris, which is the extra ``fuzz``. The inputs are the configurations and target files of ``tests/data``, and
-what becomes of them when lines, words and indentation change, or plain bytes do. Each is read as a configuration and as
-a target file, and :mod:`tests.bad_input` checks what must hold. What breaks that is left in the current directory as
-``crash-…``, and ends the fuzzer with a status that is not 0. What reaches new code is kept in the directory CORPUS.
+what becomes of them when lines, words and indentation change, or plain bytes do. Each is read as a configuration, as a
+target file and as a web configuration, and :mod:`tests.bad_input` checks what must hold. What breaks that is left in
+the current directory as ``crash-…``, and ends the fuzzer with a status that is not 0. What reaches new code is kept in
+the directory CORPUS.
 """
 
 from __future__ import annotations

@@ -21,19 +21,27 @@ from trio_sd.config import Config, prometheus, sections
 from trio_sd.discovery import default_registry
 from trio_sd.errors import ConfigError, Position
 from trio_sd.relabel import RelabelConfig
+from trio_sd.web import WebConfig
 
-from .bad_input import MEGABYTES, check, check_config, check_targets, secrets_of
+from .bad_input import MEGABYTES, check, check_config, check_targets, check_web_config, secrets_of
 from .large_inputs import large_inputs
 from .mutations import SEEDS, mutated
 
 FUZZ: Final = Path(__file__).parent / "data" / "fuzz"
 EVERY_KEY: Final = sorted(FUZZ.glob("every-key-*.yml"))
+WEB: Final = FUZZ / "web-every-key.yml"
 
 JOB: Final = "scrape_configs:\n- job_name: a\n"
 
 
 def refused(text: str) -> str:
     found = check_config(text.encode())
+    assert isinstance(found, ConfigError)
+    return str(found)
+
+
+def refused_web(text: str) -> str:
+    found = check_web_config(text.encode())
     assert isinstance(found, ConfigError)
     return str(found)
 
@@ -57,14 +65,20 @@ def test_configurations_with_every_key_are_accepted(path: Path) -> None:
     assert isinstance(check_config(path.read_bytes()), Config)
 
 
+def test_a_web_configuration_with_every_key_is_accepted() -> None:
+    assert isinstance(check_web_config(WEB.read_bytes()), WebConfig)
+    assert {key for key in keys_of(WebConfig, set()) if f"{key}:" not in WEB.read_text()} == set()
+
+
 def test_secrets_are_known_where_they_stand() -> None:
     assert len(list(secrets_of((FUZZ / "every-key-jobs.yml").read_bytes()))) > 5
+    assert len(list(secrets_of(WEB.read_bytes()))) == 2
 
 
 # Truncated
 
 
-@pytest.mark.parametrize("name", ["merges.yml", "targets.yml", "targets.json", "anchors.yml", "rules.yml"])
+@pytest.mark.parametrize("name", ["merges.yml", "targets.yml", "targets.json", "anchors.yml", "rules.yml", WEB.name])
 def test_every_prefix_does_no_harm(name: str) -> None:
     content = (FUZZ / name).read_bytes()
     for end in range(len(content)):
@@ -134,6 +148,12 @@ def test_a_value_of_a_wrong_type_does_no_harm_anywhere(wrong: str) -> None:
             check_config(json.dumps(changed, ensure_ascii=False).replace(f'"{HOLE}"', wrong).encode())
 
 
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong[:20])
+def test_a_value_of_a_wrong_type_does_no_harm_in_a_web_configuration(wrong: str) -> None:
+    for changed in with_a_hole(yaml.safe_load(WEB.read_bytes())):
+        check_web_config(json.dumps(changed, ensure_ascii=False).replace(f'"{HOLE}"', wrong).encode())
+
+
 def keys_of(of: Any, seen: set[object]) -> Iterator[str]:
     """Yield the keys that can stand in a ``of``, and below."""
     for part in typing.get_args(of):
@@ -174,6 +194,20 @@ def test_a_path_with_a_nul_is_refused_where_it_stands(tmp_path: Path) -> None:
     assert str(caught.value).endswith("embedded null byte")
 
 
+def test_a_path_with_a_nul_is_refused_in_a_web_configuration() -> None:
+    for field in "cert_file", "key_file", "client_ca_file":
+        files = {"cert_file": "a", "key_file": "b"} | {field: "\0"}
+        message = refused_web(f"tls_server_config: {json.dumps(files)}")
+        assert message.endswith(f'tls_server_config.{field}: found "\\u0000", which can\'t be the name of a file')
+
+
+@pytest.mark.parametrize("section", ["basic_auth_users", "bearer_tokens"])
+def test_a_hash_right_after_a_colon_is_not_shown(section: str) -> None:
+    _, secret = secrets_of(WEB.read_bytes())
+    for text in f"{section}: {{me:{secret}}}", f"{section}:\n  ? me:{secret}\n  :", f"{section}:\n  me:{secret}":
+        assert secret not in refused_web(text)
+
+
 def test_what_the_parser_refuses_at_the_end_is_in_the_last_line() -> None:
     assert "yml:1:6: " in refused("a: [b")
     assert "yml:2:2: " in refused("a: [b\n ")
@@ -209,6 +243,24 @@ def test_messages_about_long_texts_are_short() -> None:
 
 
 # Large
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 500_000,
+        "#" * 1_100_000,
+        f"basic_auth_users: {{{','.join(f'a{n}: x' for n in range(10_000))}}}",
+        f"basic_auth_users: {{me: {'a' * 500_000}}}",
+        f"basic_auth_users: {{{'a' * 500_000}: x}}",
+        f"bearer_tokens: {{me: {'0' * 500_000}}}",
+        f"http_server_config: {{headers: {{{','.join(f'a{n}: x' for n in range(10_000))}}}}}",
+        f"tls_server_config: {{min_version: {'a' * 500_000}}}",
+    ],
+    ids=lambda text: text[:40],
+)
+def test_a_large_web_configuration_is_refused_in_few_words(text: str) -> None:
+    assert len(refused_web(text)) < 2_100
 
 
 @pytest.fixture(scope="module")

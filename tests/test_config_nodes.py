@@ -172,6 +172,11 @@ def test_only_mappings_can_be_merged(value: object) -> None:
     assert "to merge, expected a mapping or a list of mappings" in refused(f"<<: {value}")
 
 
+@pytest.mark.parametrize(("text", "place"), [("? <<", ":1:3: "), ("a: 1\n? <<", ":2:3: "), ("<<:", ":1:1: ")])
+def test_nothing_to_merge_is_told_of_at_a_place_that_there_is(text: str, place: str) -> None:
+    assert f"{place}found null to merge" in refused(text)
+
+
 # Limits
 
 

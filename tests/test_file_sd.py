@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from math import inf
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 import trio
@@ -178,12 +181,22 @@ async def until(holds: Callable[[], bool]) -> None:
             await trio.sleep(0.005)
 
 
+async def at_rest(files: TargetFiles) -> None:
+    """Wait until no step is under way; none begins before the test waits for something again."""
+    await until(lambda: files._thread.borrowed_tokens == 0)
+
+
 def says(path: Path) -> list[str] | None:
     """Return the addresses in a file, or ``None`` if there is none. It is whole whenever it is looked at."""
     try:
         return [address for entry in json.loads(path.read_text()) for address in entry["targets"]]
     except FileNotFoundError:
         return None
+
+
+def version(path: Path) -> tuple[int, int]:
+    """Return what differs once a file was written again, though it may say the same."""
+    return path.stat().st_ino, path.stat().st_mtime_ns
 
 
 def listed(directory: Path) -> list[str]:
@@ -402,7 +415,20 @@ async def test_it_sleeps_when_there_is_nothing_to_do(tmp_path: Path, monkeypatch
         writing(manager, tmp_path) as files,
     ):
         await until(lambda: says(tmp_path / "web.json") == ["1"])
-        await until(lambda: files._next_turn() == inf)
+        await until(lambda: files._next_turn() == files._check)
+        assert 50 < files._next_turn() - trio.current_time() <= 60, "all that ticks looks for what others did"
+
+
+async def test_it_looks_for_what_others_did_again_and_again_and_sleeps_in_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_sd, "_CHECK", 0.1)
+    async with open_manager({"web": [synced("a").config]}) as manager, writing(manager, tmp_path) as files:
+        await until(lambda: files.statistics().writes == 1)
+        for _ in range(2):
+            due = files._next_turn()
+            await until(lambda due=due: files._next_turn() > due)  # type: ignore[misc]
+            assert files._next_turn() >= due + 0.1
 
 
 # --- what others have made ---
@@ -446,6 +472,170 @@ async def test_what_is_no_regular_file_is_not_written_over(tmp_path: Path, what:
         await until(lambda: files.statistics().errors == ("it is not a regular file",))
     assert (tmp_path / "other").read_text() == "mine"
     assert sorted(os.listdir(tmp_path)) == ["files", "other"]
+
+
+@pytest.mark.parametrize("how", ["removed", "truncated", "edited", "replaced", "list removed", "list damaged", "all"])
+async def test_what_others_change_is_written_again_though_nothing_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    monkeypatch.setattr(file_sd, "_CHECK", 0.05)
+    directory = tmp_path / "files"
+    web, db, list_file = directory / "web.json", directory / "db.json", directory / LIST
+    async with (
+        open_manager({"web": [synced("a").config], "db": [synced("b").config]}) as manager,
+        writing(manager, directory) as files,
+    ):
+        await until(lambda: files.statistics().writes == 2)
+        before, text = version(db), web.read_bytes()
+        await at_rest(files)
+        if how == "removed":
+            web.unlink()
+        elif how == "truncated":
+            os.truncate(web, 0)
+        elif how == "edited":
+            web.write_bytes(text.replace(b'"1"', b'"2"'))
+        elif how == "replaced":
+            (directory / "x").write_bytes(text.replace(b'"1"', b'"2"'))
+            os.replace(directory / "x", web)
+        elif how == "list removed":
+            list_file.unlink()
+        elif how == "list damaged":
+            list_file.write_text("[")
+        else:
+            shutil.rmtree(directory)
+        await until(lambda: "written again" in caplog.text)
+        await until(lambda: says(web) == says(db) == ["1"])
+        assert listed(directory) == ["db", "web"]
+        assert (version(db) == before) == (how != "all"), "only what differs is written"
+        await trio.sleep(0.15)
+        assert files.statistics().writes == {"list": 2, "all": 4}.get(how.split()[0], 3)
+    what = str(directory) if how == "all" else LIST if "list" in how else "web.json"
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1, told
+    assert what in told[0]
+
+
+async def test_a_file_that_was_only_touched_is_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(file_sd, "_CHECK", 0.05)
+    async with open_manager({"web": [synced("a").config]}) as manager, writing(manager, tmp_path) as files:
+        await until(lambda: files.statistics().writes == 1)
+        await at_rest(files)
+        os.utime(tmp_path / "web.json", (1, 1))
+        os.utime(tmp_path / LIST, None)
+        await until(lambda: LIST in caplog.text)  # so there was a look at both
+        assert (tmp_path / "web.json").stat().st_mtime == 1
+        assert files.statistics().writes == 1
+
+
+@pytest.mark.parametrize("what", ["directory", "pipe", "link", "dangling link"])
+async def test_what_comes_in_the_place_of_a_file_is_told_and_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    monkeypatch.setattr(file_sd, "_CHECK", 0.05)
+    monkeypatch.setattr(file_sd, "_RETRY", 0.05)
+    directory, fake = tmp_path / "files", FakeDiscoverer("b", first=[])
+    web, other = directory / "web.json", tmp_path / "other"
+    other.write_text("mine")
+    async with (
+        open_manager({"web": [synced("a").config], "db": [fake.config]}, throttle=AT_ONCE) as manager,
+        writing(manager, directory) as files,
+    ):
+        await until(lambda: files.statistics().writes == 2)
+        await at_rest(files)
+        web.unlink()
+        if what == "directory":
+            web.mkdir()
+        elif what == "pipe":
+            os.mkfifo(web)
+        else:
+            web.symlink_to(other if what == "link" else tmp_path / "none")
+        await until(lambda: files.statistics().errors == ("it is not a regular file",))
+        await fake.send(group("s", "d:1"))
+        await until(lambda: says(directory / "db.json") == ["d:1"])
+        web.rmdir() if what == "directory" else web.unlink()
+        await until(lambda: says(web) == ["1"])
+        await until(lambda: files.statistics().errors == ())
+    assert caplog.text.count("it is not a regular file: web.json") == 1
+    assert other.read_text() == "mine"
+    assert sorted(os.listdir(tmp_path)) == ["files", "other"]
+
+
+async def test_a_pipe_that_comes_in_the_place_of_a_file_while_it_is_looked_at_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_manager({"web": [synced("a").config]}) as manager, writing(manager, tmp_path):
+        await until(lambda: says(tmp_path / "web.json") == ["1"])
+    swapped: list[str] = []
+    open_it = os.open
+
+    def swap_and_open(path: str, *arguments: Any, **options: Any) -> int:  # as os.open
+        if path == "web.json" and not swapped:
+            swapped.append(path)
+            (tmp_path / "web.json").unlink()
+            os.mkfifo(tmp_path / "web.json")
+        return open_it(path, *arguments, **options)
+
+    async with open_manager({"web": [synced("a").config]}) as manager, writing(manager, tmp_path) as files:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", swap_and_open)
+            await until(lambda: files.statistics().writes == 1)
+        assert says(tmp_path / "web.json") == ["1"]
+
+
+async def test_what_comes_in_the_place_of_an_emptied_file_holds_up_no_other_removal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_sd, "_REMOVAL", 0.2)
+    async with (
+        open_manager({"web": [synced("a").config], "db": [synced("b").config]}, throttle=AT_ONCE) as manager,
+        writing(manager, tmp_path) as files,
+    ):
+        await until(lambda: files.statistics().writes == 2)
+        await manager.apply_config({})
+        await until(lambda: files.statistics().writes == 4)
+        (tmp_path / "web.json").unlink()
+        (tmp_path / "web.json").mkdir()
+        await until(lambda: files.statistics().removals == 2)
+        assert files.statistics().errors == ()
+    assert sorted(os.listdir(tmp_path)) == [LIST, "web.json"]
+    assert listed(tmp_path) == []
+
+
+async def test_where_no_lock_keeps_two_apart_none_takes_the_content_of_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived, go_on = [threading.Event(), threading.Event()], [threading.Event(), threading.Event()]
+    turns = iter(range(2))
+    fsync = os.fsync
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))  # what NFS says of directories
+
+    def hang_at_first(fd: int) -> None:
+        if (turn := next(turns, None)) is not None:
+            arrived[turn].set()
+            go_on[turn].wait(PATIENCE)
+        fsync(fd)
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(os, "fsync", hang_at_first)
+    async with (
+        open_manager({"web": [synced("a").config]}) as one,
+        open_manager({"db": [synced("b").config]}) as two,
+        writing(one, tmp_path) as first,
+    ):
+        await until(arrived[0].is_set)  # it has written its list, under another name
+        async with writing(two, tmp_path) as second:
+            await until(arrived[1].is_set)
+            go_on[0].set()
+            await until(lambda: first.statistics().writes == 1)
+            assert listed(tmp_path) == ["web"], "its own"
+            go_on[1].set()
+            await until(lambda: second.statistics().writes == 1)
+            assert (says(tmp_path / "web.json"), says(tmp_path / "db.json")) == (["1"], ["1"])
+            assert first.statistics().failures == second.statistics().failures == 0
 
 
 async def test_two_who_were_given_the_same_directory_do_not_take_turns(
@@ -534,7 +724,228 @@ async def test_a_directory_that_was_removed_is_written_anew(tmp_path: Path) -> N
         await until(lambda: says(directory / "web.json") == ["a:2"] and says(directory / "db.json") == ["1"])
 
 
+async def test_a_directory_that_was_removed_on_another_machine_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, fake = tmp_path / "files", FakeDiscoverer("a")
+    fstat = os.fstat
+
+    def stale(fd: int) -> os.stat_result:
+        status = fstat(fd)
+        if stat.S_ISDIR(status.st_mode) and not status.st_nlink:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))  # what NFS says of it
+        return status
+
+    monkeypatch.setattr(os, "fstat", stale)
+    async with (
+        open_manager({"web": [fake.config]}, throttle=AT_ONCE) as manager,
+        writing(manager, directory),
+    ):
+        await fake.send(group("s", "a:1"))
+        await until(lambda: says(directory / "web.json") == ["a:1"])
+        shutil.rmtree(directory)
+        await fake.send(group("s", "a:2"))
+        await until(lambda: says(directory / "web.json") == ["a:2"])
+
+
+@pytest.mark.parametrize("how", ["made again", "link swapped"])
+async def test_another_directory_is_noticed_though_nothing_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    monkeypatch.setattr(file_sd, "_CHECK", 0.05)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    directory = tmp_path / "link"
+    directory.symlink_to("one")
+    async with open_manager({"web": [synced("a").config]}) as manager, writing(manager, directory) as files:
+        await until(lambda: files.statistics().writes == 1)
+        await at_rest(files)
+        if how == "made again":
+            shutil.rmtree(tmp_path / "one")
+            (tmp_path / "one").mkdir()
+        else:
+            (tmp_path / "new").symlink_to("two")
+            os.replace(tmp_path / "new", directory)
+        await until(lambda: files.statistics().writes == 2)
+        assert says(directory / "web.json") == ["1"]
+    assert caplog.text.count(f"directory {directory} was changed by somebody else; written again") == 1
+
+
+# --- many, hostile, renamed ---
+
+
+async def test_hostile_names_stay_in_the_directory_and_keep_their_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_sd, "_REMOVAL", 0.05)
+    directory = tmp_path / "files"
+    names = ["../../etc/x", "", ".", "..", "/", "x" * 10_000, "a\0b", "a\nb", "\ud800", "\udfff", LIST, "*", "%"]
+    async with open_manager({name: [synced(name).config] for name in names}) as manager:
+        async with writing(manager, directory):
+            await until(lambda: all(says(directory / file_name(name)) == ["1"] for name in names))
+        before = {file: version(directory / file) for file in os.listdir(directory)}
+        async with writing(manager, directory) as files:
+            await until(lambda: files.statistics().files == len(names) and not files._due)
+        assert before == {file: version(directory / file) for file in os.listdir(directory)}
+    assert os.listdir(tmp_path) == ["files"]
+    assert sorted(before) == sorted([LIST, *map(file_name, names)])
+    async with open_manager({}) as manager, writing(manager, directory) as files:
+        await until(lambda: files.statistics().removals == len(names))
+    assert os.listdir(directory) == [LIST]
+
+
+@pytest.mark.parametrize("full", [False, True])
+async def test_a_renamed_set_is_never_without_targets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    replaced: list[str] = []
+    no_room = False
+    replace = os.replace
+
+    def note(source: str, target: str, **directories: int) -> None:
+        if no_room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target, **directories)
+        replaced.append(target)
+
+    monkeypatch.setattr(os, "replace", note)
+    fake = FakeDiscoverer("a", first=[group("s", "1")])
+    async with (
+        open_manager({"old": [fake.config]}, throttle=AT_ONCE) as manager,
+        writing(manager, tmp_path) as files,
+    ):
+        await until(lambda: says(tmp_path / "old.json") == ["1"])
+        replaced.clear()
+        if full:  # so the old name waits in front of the new one
+            no_room = True
+            await fake.send(group("s", "2"))
+            await until(lambda: files.statistics().failures > 0)
+            no_room = False
+        await manager.apply_config({"new": [fake.config]})
+        await until(lambda: says(tmp_path / "old.json") == [])
+    assert replaced[:3] == [LIST, "new.json", "old.json"]
+
+
+async def test_a_thousand_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_sd, "_CHECK", 0.05)
+    names = [f"s{n}" for n in range(1000)]
+    async with open_manager({name: [synced("a").config] for name in names}) as manager:
+        await manager.wait_synced()
+        start = time.perf_counter()
+        async with writing(manager, tmp_path) as files:
+            await until(lambda: files.statistics().writes == 1000)
+            print(f"1,000 files: {time.perf_counter() - start:.2f} s")
+            os.remove(tmp_path / "s999.json")
+            await until(lambda: files.statistics().writes == 1001)
+    assert sorted(os.listdir(tmp_path)) == sorted([LIST, *map(file_name, names)])
+    assert all(says(tmp_path / file_name(name)) == ["1"] for name in names)
+
+
 # --- faults ---
+
+
+@contextmanager
+def small_disk(path: Path) -> Iterator[None]:
+    """Mount a file system of 64 KiB at a path, for the time of the block."""
+    path.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", path], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"a full disk was NOT tested: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+@contextmanager
+def immutable(path: Path) -> Iterator[None]:
+    """Have nobody change a file or directory, not even root, for the time of the block."""
+    done = subprocess.run(["chattr", "+i", path], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"what may not be changed was NOT tested: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", "-i", path], check=True)
+
+
+@pytest.mark.skipif(shutil.which("mount") is None or os.geteuid() != 0, reason="a full disk was NOT tested: not root")
+async def test_on_a_full_disk_the_old_file_stays_whole_until_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_sd, "_RETRY", 0.05)
+    disk, web, small = tmp_path / "disk", FakeDiscoverer("web"), FakeDiscoverer("small")
+    many = [group(f"g{n}", f"host-{n}:9100") for n in range(700)]  # 32 KB and more
+    with small_disk(disk):
+        async with (
+            open_manager({"web": [web.config], "small": [small.config]}, throttle=AT_ONCE) as manager,
+            writing(manager, disk) as files,
+        ):
+            await web.send(group("s", "a:1"))
+            await small.send(group("s", "b:1"))
+            await until(lambda: files.statistics().writes == 2)
+            (disk / "ballast").write_bytes(b"x" * 40_000)
+            await web.send(*many)
+            await until(lambda: files.statistics().failures > 2)
+            assert files.statistics().errors == ("No space left on device",)
+            assert says(disk / "web.json") == ["a:1"]
+            await small.send(group("s", "b:2"))
+            await until(lambda: says(disk / "small.json") == ["b:2"])
+            assert sorted(os.listdir(disk)) == [LIST, "ballast", "small.json", "web.json"], "nothing takes room in vain"
+            os.remove(disk / "ballast")
+            await until(lambda: len(says(disk / "web.json") or ()) == 701)
+            await until(lambda: files.statistics().errors == ())
+
+
+@pytest.mark.skipif(
+    shutil.which("chattr") is None or os.geteuid() != 0, reason="immutable files were NOT tested: not root"
+)
+@pytest.mark.parametrize("what", ["file", "directory"])
+async def test_what_may_not_be_changed_is_told_and_written_when_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(file_sd, "_RETRY", 0.05)
+    web, db = FakeDiscoverer("web"), FakeDiscoverer("db")
+    async with (
+        open_manager({"web": [web.config], "db": [db.config]}, throttle=AT_ONCE) as manager,
+        writing(manager, tmp_path) as files,
+    ):
+        await web.send(group("s", "a:1"))
+        await db.send(group("s", "b:1"))
+        await until(lambda: files.statistics().writes == 2)
+        with immutable(tmp_path / "web.json" if what == "file" else tmp_path):
+            await web.send(group("s", "a:2"))
+            await db.send(group("s", "b:2"))
+            await until(lambda: files.statistics().failures > 4)
+            assert files.statistics().errors == ("Operation not permitted",)
+            assert says(tmp_path / "web.json") == ["a:1"]
+            assert says(tmp_path / "db.json") == (["b:2"] if what == "file" else ["b:1"])
+        await until(lambda: (says(tmp_path / "web.json"), says(tmp_path / "db.json")) == (["a:2"], ["b:2"]))
+        await until(lambda: files.statistics().errors == ())
+    assert sorted(os.listdir(tmp_path)) == [LIST, "db.json", "web.json"]
+
+
+async def test_sets_that_went_away_are_found_also_after_a_disk_hung_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_sd, "_RETRY", 0.05)
+    async with open_manager({"web": [synced("a").config]}) as manager, writing(manager, tmp_path):
+        await until(lambda: says(tmp_path / "web.json") == ["1"])
+    lets_go = threading.Event()
+    flock = fcntl.flock
+
+    def hang(fd: int, operation: int) -> None:
+        lets_go.wait(PATIENCE)
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", hang)
+    async with open_manager({"db": [synced("b").config]}) as manager, writing(manager, tmp_path) as files:
+        with monkeypatch.context() as patch:
+            patch.setattr(file_sd, "_DEADLINE", 0.05)
+            await until(lambda: files.statistics().failures >= 2)
+        lets_go.set()
+        await until(lambda: says(tmp_path / "db.json") == ["1"])
+        await until(lambda: says(tmp_path / "web.json") == [])
 
 
 @pytest.mark.parametrize("at", ["fsync", "replace", "open"])
@@ -629,6 +1040,65 @@ async def test_what_a_killed_process_has_left_does_no_harm(tmp_path: Path) -> No
     async with open_manager({"web": [synced("a").config]}) as manager, writing(manager, tmp_path):
         await until(lambda: says(tmp_path / "web.json") == ["1"])
     assert sorted(os.listdir(tmp_path)) == [LIST, "web.json"]
+
+
+DIE_WRITING: Final = """
+import os, sys, threading, trio
+from trio_sd.manager import open_manager
+from trio_sd.outputs.file_sd import TargetFiles
+from trio_sd.testing import FakeDiscoverer, group
+
+def hang(fd):
+    print("writes", flush=True)
+    threading.Event().wait()
+
+async def main():
+    files, fake = TargetFiles(sys.argv[1]), FakeDiscoverer("a", first=[group("s", "a:2")])
+    async with open_manager({"web": [fake.config]}) as manager:
+        os.fsync = hang
+        await files.run(manager)
+
+trio.run(main)
+"""
+
+
+def kill_while_it_writes(directory: Path) -> None:
+    command = [sys.executable, "-W", "error", "-c", DIE_WRITING, str(directory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writes\n"
+        process.kill()
+
+
+async def test_a_process_that_is_killed_while_it_writes_leaves_the_old_file_and_is_cleared_up_after(
+    tmp_path: Path,
+) -> None:
+    async with open_manager({"web": [synced("a").config]}) as manager, writing(manager, tmp_path):
+        await until(lambda: says(tmp_path / "web.json") == ["1"])
+    kill_while_it_writes(tmp_path)
+    left = sorted(os.listdir(tmp_path))
+    assert len(left) == 3, "it has left something"
+    assert not [file for file in left if file not in (LIST, "web.json") and Path(file).suffix in (".json", ".yml")]
+    assert says(tmp_path / "web.json") == ["1"]
+    async with open_manager({"web": [synced("a").config]}) as manager, writing(manager, tmp_path) as files:
+        await until(lambda: files.statistics().files == 1)
+        assert sorted(os.listdir(tmp_path)) == [LIST, "web.json"]
+
+
+async def test_where_no_lock_tells_who_lives_only_what_is_old_is_cleared_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    young, old, other = (f".trio-sd-new-{'0' * 15}1", f".trio-sd-new-{'0' * 15}2", ".trio-sd-news")
+    for name in (young, old, other):
+        (tmp_path / name).write_text("half a fi")
+    os.utime(tmp_path / old, (time.time() - 301, time.time() - 301))
+    async with open_manager({"web": [synced("a").config]}) as manager, writing(manager, tmp_path):
+        await until(lambda: says(tmp_path / "web.json") == ["1"])
+    assert sorted(os.listdir(tmp_path)) == [LIST, young, other, "web.json"]
 
 
 async def test_cancelled_anywhere_it_lets_go_of_the_directory(tmp_path: Path) -> None:

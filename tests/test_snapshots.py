@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from immutables import Map
 
 from trio_sd.snapshots import NO_GROUPS, Layout, Snapshot
@@ -15,6 +16,14 @@ def test_an_order_is_put_right_after_several_changes_that_nobody_looked_at() -> 
     for changed in group("b", "2"), group("c"), group("e", "5"):
         groups, _, _ = groups.merged([changed])
     assert [one.source for one in groups.ordered] == ["a", "b", "d", "e"]
+
+
+@pytest.mark.parametrize("count", [9_999, 10_001, 12_345, 40_000])
+def test_an_order_of_many_is_that_of_their_sources(count: int) -> None:
+    # In no order, some of one beginning, and few of the others.
+    sources = [f"{'common/' * (n % 3)}{n * 7919 % count:06}" for n in range(count)]
+    groups, _, _ = NO_GROUPS.merged([group(source, "1") for source in sources])
+    assert [one.source for one in groups.ordered] == sorted(sources)
 
 
 def test_an_earlier_order_is_not_held_longer_than_needed() -> None:

@@ -587,6 +587,38 @@ async def test_events_tell_every_update_and_resume(others: int) -> None:
         assert not [s for s in manager.statistics().subscriptions if s.name == "events"]
 
 
+@pytest.mark.parametrize("others", [0, 300])
+async def test_a_state_is_encoded_once_for_those_who_come_soon_after_each_other(others: int) -> None:
+    def state(event: Mapping[str, str]) -> dict[str, list[dict[str, str]]]:
+        assert event["event"] == "state"
+        return {found["source"]: found["targets"] for found in json.loads(event["data"])["sets"]["web"]["updated"]}
+
+    fake = FakeDiscoverer("web")
+    async with serving(fake) as (app, manager):
+        await fake.send(group("s", "a:1"), *[group(f"x{n}", f"x:{n}") for n in range(others)])
+        async with streaming(app, "/api/v1/events") as first:
+            before = await first.event()
+            assert state(before)["s"] == [{"__address__": "a:1"}]
+            await fake.send(group("s", "a:2"))
+            await first.event()
+            async with streaming(app, "/api/v1/events") as second:
+                assert await second.event() == before  # as it was
+                after = await second.event()  # and at once what has changed since
+                assert after["event"] == "update"
+                assert after["id"].endswith(f"-{manager.snapshot().revision}")
+                (changed,) = json.loads(after["data"])["sets"]["web"]["updated"]
+                assert changed["targets"] == [{"__address__": "a:2"}]
+            for n in range(40):  # until that state is not known any more
+                await fake.send(group("s", f"b:{n}"))
+                await first.event()
+            async with streaming(app, "/api/v1/events") as third:
+                assert state(await third.event())["s"] == [{"__address__": "b:39"}]
+        await trio.testing.wait_all_tasks_blocked()
+        await fake.send(group("s", "c:1"))
+        async with streaming(app, "/api/v1/events") as alone:
+            assert state(await alone.event())["s"] == [{"__address__": "c:1"}]
+
+
 async def test_events_have_a_heartbeat_and_a_client_that_takes_nothing_is_dropped(autojump_clock: object) -> None:
     fake = FakeDiscoverer("web")
     async with serving(fake) as (app, manager), streaming(app, "/api/v1/events") as stream:

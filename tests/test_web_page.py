@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,18 +20,20 @@ import trio.testing
 from trio_sd.config import parse_config
 from trio_sd.discovery import default_registry
 from trio_sd.manager import Manager, open_manager
+from trio_sd.relabel import Relabeler
 from trio_sd.set_configs import SetConfigs
+from trio_sd.target_labels import Labeler, Outcome
 from trio_sd.targets import TargetGroup
-from trio_sd.testing import FakeDiscoverer
+from trio_sd.testing import FakeDiscoverer, group
 from trio_sd.web import ListenAddress, open_application, serve
 from trio_sd.web.catalogue import Catalogue, Selection
 
 from . import chromium
-from .asgi import ask, streaming
+from .asgi import ask, receiving, scope_of, streaming
 from .managing import AT_ONCE, PATIENCE, synced
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp
+    from starlette.types import ASGIApp, Message
 
 CONFIG = b"""\
 scrape_configs:
@@ -255,6 +258,128 @@ async def test_a_catalogue_remembers_nothing_when_nobody_looks() -> None:
         assert catalogue.counts(("scrape", "other")) is None
 
 
+class Threads(Labeler):
+    """Has no rules, and notes in which threads it is asked."""
+
+    def __init__(self, used: set[int]) -> None:
+        super().__init__(Relabeler([]))
+        self._used = used
+
+    def discovered_labels(self, target: Mapping[str, str], group: Mapping[str, str]) -> dict[str, str]:
+        self._used.add(threading.get_ident())
+        return {**group, **target}
+
+    def _finished(self, labels: dict[str, str]) -> dict[str, str]:
+        return labels
+
+
+async def test_what_takes_time_is_left_to_threads() -> None:
+    used: set[int] = set()
+
+    class Noting:
+        def labeler(self) -> Labeler:
+            return Threads(used)
+
+    configs = SetConfigs({"web": [synced("web", "a", "b").config]}, {"web": Noting()})
+    async with open_manager(configs) as manager:
+        await manager.wait_synced()
+        catalogue = Catalogue({"scrape": manager})
+        with catalogue.in_use():
+            assert (await catalogue.first(1)).total == 2
+            assert used
+            await catalogue.find(Selection(search="a"), 0, 1)
+        assert threading.get_ident() not in used
+
+
+async def test_the_first_targets_wait_for_no_others() -> None:
+    """One who comes while all targets are worked out for another one sees the first ones at once."""
+    going_on, enough = threading.Event(), threading.Event()
+
+    class Slow(Threads):
+        def target_labels(self, discovered: Mapping[str, str]) -> Outcome:
+            if discovered["__address__"] == "c:1":
+                going_on.set()
+                assert enough.wait(PATIENCE)
+            return super().target_labels(discovered)
+
+    class Slowly:
+        def labeler(self) -> Labeler:
+            return Slow(set())
+
+    configs = SetConfigs({"web": [synced("web", "a", "b", "c").config]}, {"web": Slowly()})
+    async with open_manager(configs) as manager, trio.open_nursery() as nursery:
+        await manager.wait_synced()
+        catalogue = Catalogue({"scrape": manager})
+        with catalogue.in_use():
+            nursery.start_soon(catalogue.update)
+            try:
+                await trio.to_thread.run_sync(going_on.wait, PATIENCE)
+                with trio.fail_after(PATIENCE):
+                    assert len((await catalogue.first(2)).rows) == 2
+            finally:
+                enough.set()
+
+
+async def test_no_burst_gets_past_the_limit_of_viewers() -> None:
+    async with serving(*FOUR) as (app, _, _), trio.open_nursery() as nursery:
+        statuses = []
+
+        async def follow(gone: trio.Event) -> None:
+            async def send(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    statuses.append(message["status"])
+                await trio.lowlevel.checkpoint()
+
+            await app(scope_of("/api/v1/page/status", "GET", {}), receiving(gone), send)
+
+        gone = trio.Event()
+        for _ in range(120):
+            nursery.start_soon(follow, gone)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (statuses.count(200), statuses.count(503)) == (100, 20)
+        gone.set()
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(follow, gone)  # they have made room
+        await trio.testing.wait_all_tasks_blocked()
+        assert statuses[-1] == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/api/v1/page/targets", "/api/v1/page/trace", "/api/v1/page/explain"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "-1",
+        "1" * 500,
+        "9" * 9,
+        "0x10",
+        "1e9",
+        "%00",
+        "%ED%A0%80",  # a lone surrogate
+        "%FF%FE",
+        "%F0%9F%92%A9" * 100,
+        "%3Cscript%3E",
+        "%22%27%3E",
+        "%2F" * 500,
+        "a+" * 500,
+        "a" * 3000,
+        "%C4%B0" * 200,  # a character that gets longer when its case is put aside
+        "scrape/web",
+        "scrape%2F%00",
+    ],
+)
+async def test_whatever_is_asked_for_gets_a_sane_answer(path: str, value: str) -> None:
+    async with serving(*FOUR) as (app, _, _):
+        for name in ("set", "state", "q", "offset", "limit", "of", "at", "target"):
+            for query in (f"{name}={value}", f"of=scrape/web&target=x&{name}={value}", f"{name}={value}&{name}=1"):
+                answer = await ask(app, f"{path}?{query}")
+                assert answer.status in (200, 404), query
+                assert len(answer.body) < 60_000, query
+                assert "<script>" not in answer.text
+                assert "\0" not in answer.text
+        assert (await ask(app, f"{path}?q={value}{'a' * 4_096}")).status == 414
+
+
 # In a browser
 
 _FIRST_PAINT = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
@@ -285,6 +410,151 @@ async def begin(app: ASGIApp, address: str, task_status: trio.TaskStatus[Server]
         async with trio.open_nursery() as nursery:
             (url,) = await nursery.start(partial(serve, app, ListenAddress.parse(address), grace=0))
             task_status.started(Server(url, scope))
+
+
+@asynccontextmanager
+async def ten_targets() -> AsyncIterator[tuple[ASGIApp, FakeDiscoverer]]:
+    """Serve ten targets in three sets, by a provider that is synced, one that fails, and one never heard of.
+
+    Once the block begins, the first provider can be given orders.
+    """
+    web = FakeDiscoverer("web", first=[*FOUR, *map(web_group, range(4, 8))])
+    database, blackbox = FakeDiscoverer("database"), FakeDiscoverer("blackbox")
+    labeling = parse_config(CONFIG, file="dir/p.yml", registry=default_registry()).scrape.labeling
+    sets = {"web": [web.config], "database": [database.config], "blackbox": [blackbox.config]}
+    async with open_manager(SetConfigs(sets, labeling), throttle=AT_ONCE) as manager, open_application(manager) as app:
+        await database.send(group("postgres", "db-1:5432", "db-2:5432", labels={"team": "storage"}))
+        await database.fail(ConnectionRefusedError("nobody listens at the registry"))
+        yield app, web
+
+
+async def look(browser: chromium.Browser, scheme: str, width: int) -> None:
+    """Show the page to somebody who prefers light or dark, in a window of that width."""
+    preferred = {"name": "prefers-color-scheme", "value": scheme}
+    await browser.tell("Emulation.setEmulatedMedia", features=[preferred])
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    await browser.tell("Emulation.setDeviceMetricsOverride", **size)
+
+
+# What is written in a colour that does not stand out from what is behind it, by the rule of WCAG for text.
+_PALE = """
+(() => {
+  const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
+  const light = (color) => numbers(color).slice(0, 3).map((part) => part / 255)
+    .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, part, place) => sum + part * [0.2126, 0.7152, 0.0722][place], 0.05);
+  const behind = (one) => {
+    const color = getComputedStyle(one).backgroundColor;
+    return (numbers(color)[3] ?? 1) ? color : behind(one.parentElement);
+  };
+  return [...document.body.querySelectorAll("*:not(option)")]
+    .filter((one) => one.checkVisibility())
+    .filter((one) => [...one.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim()))
+    .filter((one) => {
+      const [low, high] = [light(getComputedStyle(one).color), light(behind(one))].sort((a, b) => a - b);
+      return high / low < 4.5;
+    })
+    .map((one) => `${one.className}: ${one.textContent}`);
+})()
+"""
+_TABLE_TEXT = "[...document.querySelectorAll('#{0} tr')].map((row) => row.innerText.replace(/\\s+/g, ' '))"
+# Rows whose cells are not under their headings.
+_ASKEW = """
+[...document.querySelectorAll(".panel table, #targets")].flatMap((table) => {
+  const edges = (row) => [...row.children].filter((cell) => cell.checkVisibility())
+    .map((cell) => Math.round(cell.getBoundingClientRect().right));
+  const wanted = String(edges(table.tHead.rows[0]));
+  return [...table.tBodies[0].rows].filter((row) => row.className !== "more" && String(edges(row)) !== wanted)
+    .map((row) => row.innerText);
+})
+"""
+
+
+async def test_ten_targets_and_how_they_fare() -> None:
+    chromium.needed()
+    async with ten_targets() as (app, _), in_browser(app) as browser:
+        await browser.until("document.querySelector('#connection').className === 'live'")
+        await browser.until("document.querySelector('#providers .failing')")
+        await browser.until("!document.querySelector('#sets').textContent.includes('–')")
+        assert await browser.run("document.querySelector('#summary').textContent") == (
+            "10 targets in 3 sets by 3 providers, 1 failing"
+        )
+        assert [row.strip() for row in await browser.run(_TABLE_TEXT.format("sets"))] == [
+            "web 8 5 1 1 1",
+            "database 2 2 0 0 0",
+            "blackbox 0 0 0 0 0",
+        ]
+        failing, error, *others = await browser.run(_TABLE_TEXT.format("providers"))
+        assert re.fullmatch(r"fake/1 failing \d+s 2 1 database ?", failing)
+        assert error.strip() == "ConnectionRefusedError: nobody listens at the registry"
+        assert re.fullmatch(r"fake/0 synced (now|\d+s) 8 1 web ?", others[0])
+        assert others[1].strip() == "fake/2 starting never 0 0 blackbox"
+        assert [row.strip() for row in await browser.run(_TABLE_TEXT.format("rows"))] == [
+            "kept web web-00000:80 zone=a zone=a",
+            "dropped web web-00001:80 zone=b env=test",
+            'unusable web web-00002:80 "http:///x" is not a valid hostname zone=c bad=/x',
+            "kept web web-00004:80 zone=b zone=b",
+            "kept web web-00005:80 zone=c zone=c",
+            "kept web web-00006:80 zone=a zone=a",
+            "kept web web-00007:80 zone=b zone=b",
+            "duplicate web web-00000:80 zone=a zone=a",
+            "kept database db-1:5432 team=storage team=storage",
+            "kept database db-2:5432 team=storage team=storage",
+        ]
+
+
+async def test_ten_targets_change_are_searched_and_explained() -> None:
+    chromium.needed()
+    async with ten_targets() as (app, web), in_browser(app) as browser:
+        await browser.until("document.querySelector('#connection').className === 'live'")
+        await web.send(web_group(4, env="test"), TargetGroup("s00005", []), web_group(9))
+        await browser.until("document.querySelector('#rows').textContent.includes('web-00009:80')")
+        await browser.until("document.querySelector('#changes').textContent.includes('web-00009:80')")
+        changes = await browser.run("[...document.querySelectorAll('#changes li')].map((one) => one.innerText)")
+        told = {re.sub(r"^\S+\s+", "", change) for change in changes}
+        assert {
+            "+1 web web-00009:80 s00009",
+            "\N{MINUS SIGN}1 web web-00005:80 s00005",
+            "+1 \N{MINUS SIGN}1 web web-00004:80 s00004",
+        } <= told
+        await browser.press("/", "team=storage")
+        await browser.until("document.querySelector('#total').textContent === '2'")
+        await browser.until(f"{_ROWS} === 2")
+        await browser.run("(document.querySelector('#filter input').select(), true)")
+        await browser.press("web-00004")
+        await browser.until(f"{_ROWS} === 1")
+        await browser.run("document.querySelector('#rows a').click()")
+        await browser.until("document.querySelector('dialog[open] #trace-title')")
+        assert "drop source_labels=[env] regex=test" in await browser.run("document.querySelector('dialog').innerText")
+        await web.send(web_group(4))  # it is followed while it is looked at
+        await browser.until("document.querySelector('dialog').innerText.includes('not there any more')")
+        (complaint,) = await browser.complaints()
+        assert "404" in complaint
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_everything_can_be_read_in_light_and_dark_and_in_narrow_windows(scheme: str) -> None:
+    chromium.needed()
+    async with ten_targets() as (app, web), in_browser(app) as browser:
+        await browser.until("document.querySelector('#connection').className === 'live'")
+        await web.send(web_group(9), TargetGroup("s00005", []))
+        await browser.until("document.querySelector('#changes .went')")
+        await browser.until("document.querySelector('#providers .failing')")
+        grounds = []
+        for width in (1600, 1050, 400):
+            await look(browser, scheme, width)
+            await browser.until(f"innerWidth === {width}")
+            assert await browser.run("document.documentElement.scrollWidth <= innerWidth"), width
+            assert await browser.run(_ASKEW) == [], width
+            assert await browser.run(_PALE) == [], width
+            await browser.run("document.querySelector('#rows tr.dropped a').click()")
+            await browser.until("document.querySelector('dialog[open] #trace-title')")
+            assert await browser.run(_PALE) == [], width
+            final = "document.querySelector('dialog .wide:last-child th:last-child').getBoundingClientRect()"
+            assert await browser.run(f"{final}.right <= innerWidth"), width
+            await browser.run("document.querySelector('dialog').close()")
+            grounds.append(await browser.run("getComputedStyle(document.body).backgroundColor"))
+        assert set(grounds) == {"rgb(246, 247, 249)" if scheme == "light" else "rgb(18, 22, 27)"}
 
 
 async def test_a_change_shows_up_without_reloading() -> None:

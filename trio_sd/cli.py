@@ -33,6 +33,7 @@ from .outputs.health import health_lines, reloads_line, target_files_line
 from .outputs.jsonl import JsonLines
 from .outputs.logfmt import LogfmtFormatter
 from .outputs.text import plain_table
+from .regexes import check_regex
 from .reload import Reloader, load
 from .set_configs import SetConfigs
 from .snapshots import Snapshot
@@ -376,7 +377,12 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, fold: bool
 @click.option(
     "--web-config",
     type=click.Path(dir_okay=False),
-    help="Encryption and users, in a file as Prometheus' --web.config.file.",
+    help="Encryption and users, in a file as Prometheus' --web.config.file. Changes are taken up.",
+)
+@click.option(
+    "--web-cors-origin",
+    metavar="REGEX",
+    help="Let pages of an origin that this matches as a whole read the answers: 'https://(a|b)[.]example'.",
 )
 @click.option("--enable-reload", is_flag=True, help="Reload at POST /-/reload.")
 def run(
@@ -391,6 +397,7 @@ def run(
     listen: str | None,
     web_hosts: tuple[str, ...],
     web_config: str | None,
+    web_cors_origin: str | None,
     enable_reload: bool,
 ) -> None:
     """Run the discovery of CONFIG and show targets come and go, until SIGTERM or SIGINT.
@@ -431,13 +438,17 @@ def run(
             watch=watch_config,
             opening=opening,
             file_sd_dir=file_sd_dir,
-            web=_web_options(listen, web_hosts, web_config, enable_reload),
+            web=_web_options(listen, web_hosts, web_config, web_cors_origin, enable_reload),
         )
     )
 
 
 def _web_options(
-    listen: str | None, hosts: tuple[str, ...], config_file: str | None, enable_reload: bool
+    listen: str | None,
+    hosts: tuple[str, ...],
+    config_file: str | None,
+    cors_origin: str | None,
+    enable_reload: bool,
 ) -> WebOptions | None:
     """Return how to serve, or ``None`` if nobody asked for it.
 
@@ -445,7 +456,12 @@ def _web_options(
       click.UsageError: it can't be done so.
     """
     if listen is None:
-        for option, given in (("--web-host", hosts), ("--web-config", config_file), ("--enable-reload", enable_reload)):
+        for option, given in (
+            ("--web-host", hosts),
+            ("--web-config", config_file),
+            ("--web-cors-origin", cors_origin),
+            ("--enable-reload", enable_reload),
+        ):
             if given:
                 raise click.UsageError(f"{option} is of no use without --listen")
         return None
@@ -457,7 +473,11 @@ def _web_options(
         address = ListenAddress.parse(listen)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--listen") from None
-    return WebOptions(address, hosts, config_file, enable_reload, __version__)
+    try:
+        check_regex(cors_origin or "")
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--web-cors-origin") from None
+    return WebOptions(address, hosts, config_file, enable_reload, __version__, cors_origin)
 
 
 @dataclass(frozen=True)

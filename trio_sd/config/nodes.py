@@ -274,7 +274,7 @@ def _mapping_with_care(children: list[Node], mark: _Mark) -> MappingNode:
         if type(key) is not Scalar:
             raise key.error(f"found {describe(key)} as a key, expected a scalar")
         if key.text == _MERGE_KEY and key.plain:
-            for source in _merged(value):
+            for source in _merged(key, value):
                 for name, merged in source.entries:
                     taken.setdefault(name.text, []).append((name, merged))
             continue
@@ -285,12 +285,14 @@ def _mapping_with_care(children: list[Node], mark: _Mark) -> MappingNode:
     return _united(taken.values(), mark)
 
 
-def _merged(value: Node) -> list[MappingNode]:
+def _merged(key: Scalar, value: Node) -> list[MappingNode]:
     """Return the mappings that a merge key names; of a list, the first comes last, because it is to win."""
     sources: list[MappingNode] = []
     for source in value.items[::-1] if isinstance(value, SequenceNode) else [value]:
         if not isinstance(source, MappingNode):
-            raise source.error(f"found {describe(source)} to merge, expected a mapping or a list of mappings")
+            # What is left out at the end of the text would be on a line that is not there.
+            place = key if source is value and is_null(value) else source
+            raise place.error(f"found {describe(source)} to merge, expected a mapping or a list of mappings")
         sources.append(source)
     return sources
 

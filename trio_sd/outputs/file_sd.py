@@ -4,7 +4,8 @@ Theory of operation
 ===================
 
 *Whole.* What is written goes to a file of another name in the same directory, to the disk, and then takes the place of
-the old file by a rename. No pattern of Prometheus matches the other name, because it has no extension.
+the old file by a rename. No pattern of Prometheus matches the other name, because it has no extension. It is random, so
+that not even those whom no lock keeps apart, as on NFS, take the content of each other for their own.
 
 *Only when changed.* Only sets that differ are encoded. Equal sets make equal bytes, and what the file says already is
 not written again, also after a restart: what counts is what is on the disk.
@@ -17,8 +18,15 @@ locked for as long as it is written to, so that two who were given the same one 
 *Truth.* A set of which nothing was found out yet keeps the file that it has, or has none: an empty one would take
 targets away. In the first seconds a set waits for all of its providers, which may have been in the file before.
 
-*Sets that went away* are empty first, so that every reader takes notice, and removed half a minute later. When the
-process ends the files stay as they are; the list says at the next start whose sets have gone meanwhile.
+*Others* can remove or edit what was written. Once a minute the status of each file is compared with what it was when
+the file was written, and what says something else is written again. This is the one thing here that ticks: without it
+the targets would be away until their set changes. File events are no way out. To listen for them is a mechanism of
+discovery, of which outputs know nothing; no event tells what another machine does on a shared disk; and the kernel has
+few watches, which those who read need more.
+
+*Sets that went away* are empty first, so that every reader takes notice, and removed half a minute later. Before that,
+all that is found is written: a set that was only renamed is never without targets. When the process ends the files stay
+as they are; the list says at the next start whose sets have gone meanwhile.
 
 *Trouble.* What can't be written stays due until it can, and holds up nothing else. All I/O is done in one thread at a
 time, which a hung disk may keep: then nothing more is written until it lets go, and nothing else notices.
@@ -31,14 +39,16 @@ import fcntl
 import json
 import logging
 import os
+import re
+import secrets
 import stat
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from hashlib import sha256
 from math import inf
-from typing import Final, TypeVar, TypeVarTuple
+from typing import Final, NamedTuple, Self, TypeVar, TypeVarTuple
 from urllib.parse import quote
 
 import trio
@@ -56,7 +66,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _LIST: Final = ".trio-sd-files"
-_NEW: Final = ".trio-sd-new"
+_NEW: Final = re.compile(r"\.trio-sd-new(-[0-9a-f]{16})?")  # the names of files that are not whole yet
 _EXTENSION: Final = ".json"
 _LONGEST: Final = 255  # bytes of a file name, on all usual file systems
 _KEPT: Final = 150  # of a name that is too long
@@ -67,6 +77,8 @@ _DEADLINE: Final = 30.0  # seconds for each step in the thread
 _LAST_STEP: Final = 5.0  # and for what is under way when all ends
 _PATIENCE: Final = 15.0  # seconds for which a set waits for all of its providers, as at a reload
 _REMOVAL: Final = 30.0  # seconds for which readers have an empty file to notice
+_CHECK: Final = 60.0  # seconds until it is looked whether others have changed what was written
+_ABANDONED: Final = 300.0  # seconds after which what is not whole yet will never be, where nobody can be locked out
 _RETRY: Final = 30.0  # seconds until what could not be written is tried again, though nothing has changed
 _TROUBLE: Final = (OSError, RuntimeError, MemoryError, trio.TooSlowError)  # RuntimeError: no thread can be started
 
@@ -171,6 +183,8 @@ class TargetFiles:
         self._due: dict[str, None] = {}  # sets whose files may have to be written
         self._leaving: dict[str, float] = {}  # sets that went away, and when their files are to be removed
         self._patience = 0.0  # until then sets wait for all of their providers
+        self._opened = 0  # which of the directories that were at the path it deals with
+        self._check = inf
         self._retry = inf
         self._errors: tuple[str, ...] = ()
         self._left_out: dict[str, tuple[str, ...]] = {}
@@ -183,7 +197,8 @@ class TargetFiles:
         """Keep the files up to date until cancelled, or until the manager is closed. May be run once.
 
         Nothing is written before the manager has a configuration, nor for a set of which nothing was found out. What
-        can't be written is logged once for each reason, and tried again after half a minute and at every change.
+        can't be written is logged once for each reason, and tried again after half a minute and at every change. What
+        somebody else has changed is written again within a minute, and logged.
 
         Args:
           manager: whose sets to write.
@@ -213,7 +228,8 @@ class TargetFiles:
     def _next_turn(self) -> float:
         """Return when there is something to do though nothing changes."""
         waiting = self._patience if self._due and trio.current_time() < self._patience else inf
-        return min(waiting, self._retry if self._errors else min(self._leaving.values(), default=inf))
+        # A check of files that others can touch is the price of truth: one wake-up in a minute.
+        return min(waiting, self._retry if self._errors else min([self._check, *self._leaving.values()]))
 
     def _take(self, update: Update) -> None:
         self._snapshot = update.snapshot
@@ -222,21 +238,36 @@ class TargetFiles:
     async def _catch_up(self, snapshot: Snapshot) -> None:
         """Write what is due, and remove what has been empty for long enough, as far as that can be done now."""
         trouble: dict[str, list[str]] = {}  # where something could not be done, by reason
+        mended: list[str] = []  # what others had changed
         try:
-            if await self._in_thread(self._folder.open, bool(snapshot)):
+            opened = await self._in_thread(self._folder.open, bool(snapshot))
+            if opened != self._opened:
+                if self._opened and snapshot:
+                    logger.warning("directory %s was changed by somebody else; written again", self._folder.path)
+                self._opened = opened
                 self._leaving.clear()
                 self._due.update(dict.fromkeys([*snapshot, *self._folder.sets]))
+                self._check = trio.current_time() + _CHECK
+            elif trio.current_time() >= self._check:
+                self._check = trio.current_time() + _CHECK
+                self._due.update(dict.fromkeys(await self._in_thread(self._folder.changed, list(snapshot))))
+                if await self._in_thread(self._folder.mend_list):
+                    mended.append(_LIST)
             ready = [name for name in self._due if self._is_known(snapshot, name)]
             await self._in_thread(self._folder.claim, [name for name in ready if name in snapshot])
-            for name in ready:
+            for name in sorted(ready, key=lambda name: name not in snapshot):  # those that went away are last
                 try:
-                    await self._write(snapshot, name)
+                    if await self._write(snapshot, name):
+                        mended.append(file_name(name))
                     del self._due[name]
                 except OSError as error:  # of this file, perhaps
                     trouble.setdefault(_reason(error), []).append(file_name(name))
             await self._remove([name for name, when in self._leaving.items() if when <= trio.current_time()])
         except _TROUBLE as error:
             trouble.setdefault(_reason(error), [])
+        if mended:
+            path, files = self._folder.path, _some(mended)
+            logger.warning("target files in %s were changed by somebody else; written again: %s", path, files)
         self._note_trouble(trouble)
 
     def _is_known(self, snapshot: Snapshot, name: str) -> bool:
@@ -246,11 +277,12 @@ class TargetFiles:
             return True
         return trio.current_time() >= self._patience and len(unheard) < len(snapshot.layout.providers[name])
 
-    async def _write(self, snapshot: Snapshot, name: str) -> None:
+    async def _write(self, snapshot: Snapshot, name: str) -> bool:
+        """Write the file of a set if it says something else, and return whether somebody else had changed it."""
         gone = name not in snapshot
         if gone and name not in self._folder.sets:
-            return
-        written, left_out = await self._in_thread(self._folder.write, name, snapshot)
+            return False
+        written, mended, left_out = await self._in_thread(self._folder.write, name, snapshot)
         if written:
             self._writes += 1
             self._last_written = trio.current_time()
@@ -260,6 +292,7 @@ class TargetFiles:
             self._leaving.pop(name, None)
         elif name not in self._leaving:
             self._leaving[name] = trio.current_time() + _REMOVAL
+        return mended
 
     async def _remove(self, names: Collection[str]) -> None:
         if names:
@@ -283,7 +316,7 @@ class TargetFiles:
     def _note_trouble(self, trouble: Mapping[str, Sequence[str]]) -> None:
         for reason, files in trouble.items():
             if reason not in self._errors:  # told once, until it is over
-                which = "" if not files else f": {', '.join(files[:3])}{' and others' if len(files) > 3 else ''}"
+                which = f": {_some(files)}" if files else ""
                 logger.error("target files in %s can't be written, %s%s", self._folder.path, reason, which)
         if self._errors and not trouble:
             logger.info("target files in %s are written again", self._folder.path)
@@ -312,6 +345,30 @@ def _reason(error: BaseException) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
+def _some(files: Sequence[str]) -> str:
+    return ", ".join(files[:3]) + (" and others" if len(files) > 3 else "")
+
+
+class _Written(NamedTuple):
+    """What became of the file of a set: whether it had to be written, because of others, and without which labels."""
+
+    written: bool
+    mended: bool
+    left_out: tuple[str, ...]
+
+
+class _Status(NamedTuple):
+    """By what one sees that a file is another one, or was written to."""
+
+    inode: int
+    size: int
+    modified: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Self:
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns)
+
+
 class _Folder:
     """The directory, and which files in it were made here. Sync, for use in one thread at a time.
 
@@ -327,12 +384,17 @@ class _Folder:
         self.path: Final = path
         self.sets: frozenset[str] = frozenset()
         self._fd: int | None = None
+        self._opened = 0
+        self._new = f".trio-sd-new-{secrets.token_hex(8)}"
+        self._noted: dict[str, _Status | None] = {}  # how files were when they were last written, or found to be right
 
     def path_of(self, set_name: str) -> str:
         return os.path.join(self.path, file_name(set_name))
 
-    def open(self, make: bool) -> bool:
-        """Make sure that what is opened is the directory at the path, and return whether it is another one than before.
+    def open(self, make: bool) -> int:
+        """Make sure that what is opened is the directory at the path, and return a number that differs for another one.
+
+        An answer that takes too long reaches nobody: whoever asks next sees by the number that it is another one.
 
         Args:
           make: whether to make the directory if it is not there. If not, and it is not, there is nothing in it.
@@ -342,25 +404,30 @@ class _Folder:
         """
         try:
             if self._fd is not None and os.path.samestat(os.fstat(self._fd), os.stat(self.path)):
-                return False
-        except FileNotFoundError:
-            pass  # it was removed
+                return self._opened
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE):  # it was removed, perhaps from another machine
+                raise
         self.close()
         if make:
             with suppress(FileExistsError):
                 os.mkdir(self.path)
         elif not os.path.lexists(self.path):
-            self.sets = frozenset()
-            return True
+            if self.sets:
+                self.sets = frozenset()
+                self._opened += 1
+            return self._opened
         fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            _lock(fd)
+            _clear(fd, alone=_lock(fd))
+            noted = {_LIST: _status(fd, _LIST)}
             self.sets = _listed_sets(_content(fd, _LIST))
         except BaseException:
             os.close(fd)
             raise
-        self._fd = fd
-        return True
+        self._fd, self._noted = fd, noted
+        self._opened += 1
+        return self._opened
 
     def close(self) -> None:
         """Let go of the directory."""
@@ -374,26 +441,37 @@ class _Folder:
         Raises:
           OSError: the list can't be written.
         """
-        if new := {name for name in names if name not in self.sets and not self._exists(file_name(name))}:
-            self._list(self.sets | new)
-
-    def _exists(self, file: str) -> bool:
-        try:
-            os.stat(file, dir_fd=self._fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return True
+        if new := [name for name in names if name not in self.sets and self._status_of(file_name(name)) is None]:
+            self._list(self.sets.union(new))
 
     def _list(self, sets: frozenset[str]) -> None:
         assert self._fd is not None
-        _replace(self._fd, _LIST, json.dumps({"version": 1, "sets": sorted(sets)}).encode())
+        self._replace(_LIST, json.dumps({"version": 1, "sets": sorted(sets)}).encode())
         os.fsync(self._fd)  # before anything that is in the list
         self.sets = sets
 
-    def write(self, set_name: str, snapshot: Snapshot) -> tuple[bool, tuple[str, ...]]:
-        """Have the file of a set say what a snapshot says; nothing, if the set is not there.
+    def mend_list(self) -> bool:
+        """Write the list again if somebody else has changed it, and return whether that was so.
 
-        Returns whether it had to be written, and the names of labels that were left out.
+        Raises:
+          OSError: it can't be written.
+        """
+        if self._fd is None or self._status_of(_LIST) == self._noted[_LIST]:
+            return False
+        self._list(self.sets)
+        return True
+
+    def changed(self, names: Iterable[str]) -> list[str]:
+        """Return those of these sets whose files are not as they were when they were written.
+
+        Raises:
+          OSError: it can't be found out.
+        """
+        files = [(name, file_name(name)) for name in names]
+        return [name for name, file in files if file in self._noted and self._status_of(file) != self._noted[file]]
+
+    def write(self, set_name: str, snapshot: Snapshot) -> _Written:
+        """Have the file of a set say what a snapshot says; nothing, if the set is not there.
 
         Raises:
           OSError: it can't be written, or was not made here.
@@ -401,11 +479,14 @@ class _Folder:
         assert self._fd is not None
         if set_name not in self.sets:
             raise FileExistsError(errno.EEXIST, "somebody else has made it")
-        encoded = encode_groups(snapshot.get(set_name, ()))
-        if _content(self._fd, file_name(set_name), len(encoded.content)) == encoded.content:
-            return False, encoded.left_out
-        _replace(self._fd, file_name(set_name), encoded.content)
-        return True, encoded.left_out
+        encoded, file = encode_groups(snapshot.get(set_name, ())), file_name(set_name)
+        status = self._status_of(file)
+        changed = file in self._noted and self._noted[file] != status
+        if _content(self._fd, file, len(encoded.content)) == encoded.content:
+            self._noted[file] = status
+            return _Written(False, False, encoded.left_out)
+        self._replace(file, encoded.content)
+        return _Written(True, changed, encoded.left_out)
 
     def remove(self, names: Collection[str]) -> None:
         """Remove the files of these sets, but for those that somebody has written something into.
@@ -415,13 +496,41 @@ class _Folder:
         """
         assert self._fd is not None
         for file in map(file_name, names):
-            if _content(self._fd, file, len(_EMPTY)) == _EMPTY:
-                os.unlink(file, dir_fd=self._fd)
+            with suppress(FileExistsError):  # somebody has put something there
+                if _content(self._fd, file, len(_EMPTY)) == _EMPTY:
+                    os.unlink(file, dir_fd=self._fd)
+            self._noted.pop(file, None)
         self._list(self.sets.difference(names))
 
+    def _status_of(self, file: str) -> _Status | None:
+        assert self._fd is not None
+        return _status(self._fd, file)
 
-def _lock(fd: int) -> None:
-    """Lock a directory until it is closed."""
+    def _replace(self, file: str, content: bytes) -> None:
+        """Write a file, so that at any time it has the old content or the new, and note how it is then."""
+        fd, name = self._fd, self._new
+
+        def make(path: str, flags: int) -> int:
+            return os.open(path, flags, 0o666, dir_fd=fd)  # others are to read it, if the umask allows
+
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=fd)  # of a write whose clean-up failed, too
+        try:
+            with open(name, "xb", opener=make) as new:
+                new.write(content)
+                new.flush()
+                os.fsync(new.fileno())
+                status = _Status.of(os.fstat(new.fileno()))
+            os.replace(name, file, src_dir_fd=fd, dst_dir_fd=fd)
+        except OSError:
+            with suppress(OSError):
+                os.unlink(name, dir_fd=fd)
+            raise
+        self._noted[file] = status
+
+
+def _lock(fd: int) -> bool:
+    """Lock a directory until it is closed, and return whether nobody else can write there now."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -429,6 +538,31 @@ def _lock(fd: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP):  # NFS does not lock directories
             raise
+        return False
+    return True
+
+
+def _clear(fd: int, alone: bool) -> None:
+    """Remove from a directory what processes that were killed have not made whole.
+
+    Args:
+      fd: the directory.
+      alone: whether nobody else writes there. If not, what is new is left to those who may be at work on it.
+    """
+    with os.scandir(fd) as entries:
+        left = [entry.name for entry in entries if _NEW.fullmatch(entry.name)]
+    for name in left:
+        with suppress(OSError):  # it is gone, or a directory
+            if alone or os.stat(name, dir_fd=fd, follow_symlinks=False).st_mtime < time.time() - _ABANDONED:
+                os.unlink(name, dir_fd=fd)
+
+
+def _status(fd: int, file: str) -> _Status | None:
+    """Return how a file in a directory is, or ``None`` if there is none."""
+    try:
+        return _Status.of(os.stat(file, dir_fd=fd, follow_symlinks=False))
+    except FileNotFoundError:
+        return None
 
 
 def _content(fd: int, file: str, size: int | None = None) -> bytes | None:
@@ -437,36 +571,20 @@ def _content(fd: int, file: str, size: int | None = None) -> bytes | None:
     Raises:
       OSError: it can't be read, or is no regular file.
     """
+
+    def open_it(path: str, flags: int) -> int:  # no pipe that takes its place meanwhile is waited for, no link followed
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=fd)
+
     try:
         status = os.stat(file, dir_fd=fd, follow_symlinks=False)
         if not stat.S_ISREG(status.st_mode):  # somebody has put it there
             raise FileExistsError(errno.EEXIST, "it is not a regular file")
         if size is not None and status.st_size != size:
             return None
-        with open(file, "rb", opener=partial(os.open, dir_fd=fd)) as opened:
+        with open(file, "rb", opener=open_it) as opened:
             return opened.read()
     except FileNotFoundError:
         return None
-
-
-def _replace(fd: int, file: str, content: bytes) -> None:
-    """Write a file in a directory, so that at any time it has the old content or the new."""
-
-    def make(name: str, flags: int) -> int:
-        return os.open(name, flags, 0o666, dir_fd=fd)  # others are to read it, if the umask allows
-
-    with suppress(FileNotFoundError):
-        os.unlink(_NEW, dir_fd=fd)  # of a process that was killed
-    try:
-        with open(_NEW, "xb", opener=make) as new:
-            new.write(content)
-            new.flush()
-            os.fsync(new.fileno())
-        os.replace(_NEW, file, src_dir_fd=fd, dst_dir_fd=fd)
-    except OSError:
-        with suppress(OSError):
-            os.unlink(_NEW, dir_fd=fd)
-        raise
 
 
 def _listed_sets(content: bytes | None) -> frozenset[str]:

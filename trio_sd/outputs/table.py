@@ -119,7 +119,8 @@ def _more(provider: ProviderStatistics, now: float) -> tuple[str, str, str]:
 def _trouble(provider: ProviderStatistics) -> str:
     told = ["from the state file"] if provider.stale else []
     if provider.failure_streak and provider.last_error:
-        told.append(f"{provider.last_error} ({provider.failure_streak} times in a row)")
+        again = f" ({provider.failure_streak} times in a row)" if provider.failure_streak > 1 else ""
+        told.append(f"{provider.last_error}{again}")
     return "; ".join([*told, *provider.details.errors, *provider.details.notes])
 
 

@@ -185,7 +185,7 @@ class _Site:
             self._streams -= 1
             if not self._streams:
                 for remembered in self._remembered.values():
-                    remembered.encode.forget()
+                    remembered.forget_encoded()
 
     async def healthy(self, request: Request) -> Response:
         """Say that the process answers."""

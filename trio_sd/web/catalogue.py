@@ -5,11 +5,13 @@ Theory of operation
 
 *Work.* To relabel 50,000 targets takes a second or two. It is done in a thread, once for each target and rules: what
 was made of a target is kept for as long as it is there, so that after a change only what is new is relabeled. The first
-targets in order can be told at once without the others, because a duplicate is never the first of its kind.
+targets in order can be told soon, without the others, because a duplicate is never the first of its kind. Even that is
+done in a thread, and in another one: to put 50,000 groups in order takes some 20 ms.
 
 *Memory.* All of it is let go when nobody looks any more.
 
-One thread works for all who look. It is given immutable values, and nobody else touches what it changes meanwhile.
+One thread works for all who look, and one for the first targets. They are given immutable values, and nobody else
+touches what they change meanwhile.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import trio
 from ..manager import Manager
 from ..outputs.explain import ExplainedTarget, State
 from ..set_configs import Labeling
+from ..snapshots import Snapshot
 from ..targets import ADDRESS_LABEL, Labels, TargetGroup
 
 if TYPE_CHECKING:
@@ -58,9 +61,23 @@ class _Part:
     """What one provider shows in one set."""
 
     provider: str
-    basis: object  # the same object for as long as the groups are the same
-    groups: Sequence[TargetGroup]
+    groups: Mapping[str, TargetGroup]  # the same object for as long as they are the same
     labeling: Labeling | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Set:
+    """A set at one moment."""
+
+    name: str
+    snapshot: Snapshot
+    parts: Sequence[_Part]
+
+    def in_order(self) -> Iterator[tuple[_Part, Iterable[TargetGroup]]]:
+        """Yield each part with its groups in order, to be taken before the next part. It may take a while."""
+        groups = iter(self.snapshot[self.name])
+        for part in self.parts:
+            yield part, islice(groups, len(part.groups))
 
 
 @dataclass(slots=True, eq=False)
@@ -163,10 +180,10 @@ class Window:
 class _Index:
     """The targets of one set at one moment."""
 
-    def __init__(self, parts: Sequence[_Part], old: _Index | None) -> None:
-        self.parts = parts
-        self._known: dict[str, _Known] = {part.provider: {} for part in parts}
-        self.rows: Sequence[Row] = list(_rows(parts, old, self._known))
+    def __init__(self, found: _Set, old: _Index | None) -> None:
+        self.parts = found.parts
+        self._known: dict[str, _Known] = {part.provider: {} for part in found.parts}
+        self.rows: Sequence[Row] = list(_rows(found, old, self._known))
         self.counts: Counts = dict.fromkeys(STATES, 0) | _counted(row.state for row in self.rows)
         self._found: dict[tuple[State | None, tuple[str, ...]], Sequence[int]] = {}
 
@@ -215,6 +232,7 @@ class Catalogue:
         self._users = 0
         self._turn = trio.Lock()
         self._limiter = trio.CapacityLimiter(1)  # not the application's threads
+        self._first_limiter = trio.CapacityLimiter(1)  # the first targets wait for no others
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -232,16 +250,21 @@ class Catalogue:
         index = self._indexes.get(key)
         return None if index is None else index.counts
 
-    def first(self, count: int, key: SetKey | None = None) -> Window:
-        """Return the first targets (of a set, if given), whose relabeling takes no time worth to speak of."""
-        sets = self._sets(key)
+    async def first(self, count: int, key: SetKey | None = None) -> Window:
+        """Return the first targets (of a set, if given), without waiting for what becomes of the others.
+
+        Cancelled, the thread's work is finished and thrown away.
+        """
+        sets = {one: found for one, found in self._sets().items() if key in (None, one)}
+        total = sum([found.snapshot.target_count(found.name) for found in sets.values()])
+        indexes = self._indexes
         rows = (
-            (set_key, number, row)
-            for set_key, parts in sets.items()
-            for number, row in enumerate(_rows(parts, self._indexes.get(set_key), defaultdict(dict)))
+            (one, number, row)
+            for one, found in sets.items()
+            for number, row in enumerate(_rows(found, indexes.get(one), defaultdict(dict)))
         )
-        total = sum([len(group.targets) for parts in sets.values() for part in parts for group in part.groups])
-        return Window(total, 0, list(islice(rows, count)))
+        shown = await _in_thread(lambda: list(islice(rows, count)), self._first_limiter)
+        return Window(total, 0, shown)
 
     async def update(self) -> None:
         """Catch up with the managers.
@@ -251,13 +274,13 @@ class Catalogue:
         async with self._turn:
             sets = self._sets()
             stale = {
-                key: parts
-                for key, parts in sets.items()
-                if not (key in self._indexes and _same(self._indexes[key].parts, parts))
+                key: found
+                for key, found in sets.items()
+                if not (key in self._indexes and _same(self._indexes[key].parts, found.parts))
             }
             if stale or list(sets) != list(self._indexes):
                 old = self._indexes
-                made = await self._in_thread(partial(_indexed, stale, old))
+                made = await _in_thread(partial(_indexed, stale, old), self._limiter)
                 self._indexes = {key: made.get(key) or old[key] for key in sets} if self._users else {}
 
     async def find(self, selection: Selection, offset: int, limit: int) -> Window:
@@ -270,7 +293,8 @@ class Catalogue:
             async with self._turn:
                 wanted = [key for key in self._indexes if selection.key in (None, key)]
                 chosen = {key: self._indexes[key] for key in wanted}
-                found = await self._in_thread(lambda: {key: index.find(selection) for key, index in chosen.items()})
+                find = partial(_found, chosen, selection)
+                found = await _in_thread(find, self._limiter)
         total = sum(map(len, found.values()))
         offset = max(0, min(offset, total - limit))
         return Window(total, offset, list(_slice(chosen, found, offset, limit)))
@@ -285,56 +309,57 @@ class Catalogue:
         if 0 <= number < len(index.rows) and index.rows[number].identifier == identifier:
             return index.rows[number]
         same = (row for row in index.rows if row.identifier == identifier)
-        return await self._in_thread(lambda: next(same, None))
+        return await _in_thread(lambda: next(same, None), self._limiter)
 
-    def _sets(self, only: SetKey | None = None) -> dict[SetKey, list[_Part]]:
+    def _sets(self) -> dict[SetKey, _Set]:
         return {
-            (manager_name, name): list(_parts(manager, name))
+            (manager_name, name): _set(manager, name)
             for manager_name, manager in self._managers.items()
             for name in manager.snapshot()
-            if only in (None, (manager_name, name))
         }
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(work, limiter=self._limiter, abandon_on_cancel=True)
+
+async def _in_thread(work: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
+    return await trio.to_thread.run_sync(work, limiter=limiter, abandon_on_cancel=True)
 
 
-def _parts(manager: Manager, set_name: str) -> Iterator[_Part]:
+def _set(manager: Manager, name: str) -> _Set:
     snapshot, labelings = manager.snapshot(), manager.labelings()
-    groups, start = snapshot[set_name], 0
-    for provider in snapshot.layout.providers[set_name]:
-        basis = snapshot.groups_of(provider)
-        end = start + len(basis)
-        yield _Part(provider, basis, groups[start:end], labelings.get((set_name, provider)))
-        start = end
+    providers = snapshot.layout.providers[name]
+    parts = [_Part(one, snapshot.groups_of(one), labelings.get((name, one))) for one in providers]
+    return _Set(name, snapshot, parts)
 
 
 def _same(one: Sequence[_Part], other: Sequence[_Part]) -> bool:
     """Tell whether two sets are the same, by the identity of what they are made of."""
     return len(one) == len(other) and all(
-        a.provider == b.provider and a.basis is b.basis and a.labeling is b.labeling
+        a.provider == b.provider and a.groups is b.groups and a.labeling is b.labeling
         for a, b in zip(one, other, strict=True)
     )
 
 
-def _indexed(sets: Mapping[SetKey, Sequence[_Part]], old: Mapping[SetKey, _Index]) -> dict[SetKey, _Index]:
-    return {key: _Index(parts, old.get(key)) for key, parts in sets.items()}
+def _indexed(sets: Mapping[SetKey, _Set], old: Mapping[SetKey, _Index]) -> dict[SetKey, _Index]:
+    return {key: _Index(found, old.get(key)) for key, found in sets.items()}
 
 
-def _rows(parts: Sequence[_Part], old: _Index | None, made: Mapping[str, _Known]) -> Iterator[Row]:
+def _found(indexes: Mapping[SetKey, _Index], selection: Selection) -> dict[SetKey, Sequence[int]]:
+    return {key: index.find(selection) for key, index in indexes.items()}
+
+
+def _rows(found: _Set, old: _Index | None, made: Mapping[str, _Known]) -> Iterator[Row]:
     """Yield the targets of a set in order, those that were there before as they were.
 
     Args:
-      parts: the set.
+      found: the set.
       old: what was made of it before.
       made: where to note the targets of each provider.
     """
     finals: set[Labels] = set()
-    for part in parts:
+    for part, groups in found.in_order():
         known = {} if old is None else old.known(part)
         noted = made[part.provider]
         labeler = None if part.labeling is None else part.labeling.labeler()
-        for group in part.groups:
+        for group in groups:
             for target in group.targets:
                 key = target, group.labels
                 row = known.get(key)

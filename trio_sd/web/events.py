@@ -42,13 +42,16 @@ class Remembered:
       run: tells this process from others.
       limiter: of the threads that encode.
       encode: encodes a group, once for all clients.
+      turn: to be held by who makes the event of a whole state, which others may then send as well.
     """
 
     def __init__(self) -> None:
         self.run: Final = secrets.token_hex(4)
         self.limiter: Final = trio.CapacityLimiter(2)  # not the application's threads
         self.encode: Final = GroupEncoder(_ENCODED)
+        self.turn: Final = trio.Lock()
         self._snapshots: OrderedDict[int, Snapshot] = OrderedDict()
+        self._whole: tuple[Snapshot, bytes] | None = None
 
     def note(self, snapshot: Snapshot) -> str:
         """Remember a state that is sent, and return its identifier."""
@@ -57,6 +60,21 @@ class Remembered:
         if len(self._snapshots) > _SNAPSHOTS:
             self._snapshots.popitem(last=False)
         return f"{self.run}-{snapshot.revision}"
+
+    def whole(self) -> tuple[Snapshot, bytes] | None:
+        """Return a state and the event that tells all of it, if what came after that state can still be told."""
+        if self._whole is not None and self._whole[0].revision not in self._snapshots:
+            self._whole = None
+        return self._whole
+
+    def keep_whole(self, snapshot: Snapshot, body: bytes) -> None:
+        """Keep the event that tells all of a state."""
+        self._whole = snapshot, body
+
+    def forget_encoded(self) -> None:
+        """Let go of what is kept because encoding it is work. Clients that come back are still known."""
+        self._whole = None
+        self.encode.forget()
 
     def find(self, identifier: str) -> Snapshot | None:
         """Return the state of that identifier, if it is still known."""
@@ -107,7 +125,7 @@ class EventStream:
     ) -> None:
         """Send until the manager is closed; the deadline of ``patience`` is moved on by each thing that was taken."""
         base = self._remembered.find(self._last_seen)
-        stale: Mapping[str, float] | None = None  # until something was sent
+        told: Mapping[str, float] | None = None  # what was stale in what was sent last
         while True:
             patience.deadline = inf
             with trio.move_on_after(_HEARTBEAT) as quiet:
@@ -117,16 +135,30 @@ class EventStream:
                     return
             patience.deadline = trio.current_time() + _PATIENCE
             if quiet.cancelled_caught:
-                body = b": nothing new\n\n"
-            elif stale is not None and not update.changes and update.snapshot.stale == stale:
+                await _send_body(send, b": nothing new\n\n")
                 continue
-            else:
-                whole = stale is None and base is None
-                if stale is None and base is not None:
-                    update = await self._since(base, update.snapshot)
-                stale = update.snapshot.stale
-                body = await self._event("state" if whole else "update", update)
-            await send({"type": "http.response.body", "body": body, "more_body": True})
+            if told is None:
+                if base is None:
+                    base, body = await self._whole(update)
+                    await _send_body(send, body)
+                    patience.deadline = trio.current_time() + _PATIENCE
+                    told = base.stale
+                update = await self._since(base, update.snapshot)
+            if told is None or update.changes or update.snapshot.stale != told:
+                told = update.snapshot.stale
+                await _send_body(send, await self._event("update", update))
+
+    async def _whole(self, update: Update) -> tuple[Snapshot, bytes]:
+        """Return a state and the event that tells all of it: that of ``update``, or one that others were sent lately.
+
+        Hundreds may come at once, and a large state takes long to encode.
+        """
+        async with self._remembered.turn:
+            if (kept := self._remembered.whole()) is not None:
+                return kept
+            body = await self._event("state", update)
+            self._remembered.keep_whole(update.snapshot, body)
+            return update.snapshot, body
 
     async def _event(self, kind: str, update: Update) -> bytes:
         changes = update.changes  # computed here, because an update is not safe to use from two threads
@@ -150,6 +182,10 @@ class EventStream:
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=self._remembered.limiter)
+
+
+async def _send_body(send: Send, body: bytes) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
 async def _cancel_when_gone(receive: Receive, scope: trio.CancelScope) -> None:

@@ -2,13 +2,13 @@
 
 Pages of other sites must not get at this server through a visitor's browser. They can't name it by its own name, if
 the names it has are known (``Host``); they can't send it orders, if those that come from elsewhere are refused
-(``Origin``); and they can't read it, because nothing here allows them to.
+(``Origin``); and they can't read it, because nothing here allows them to, unless :attr:`Guarding.cors_origin` does.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from types import MappingProxyType
@@ -17,6 +17,7 @@ from urllib.parse import unquote_to_bytes
 
 import trio
 
+from ..regexes import Regex
 from .auth import Authenticator
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ _SECURITY_HEADERS: Final = MappingProxyType(
     }
 )
 
+_PREFLIGHT: Final = (
+    (b"access-control-allow-methods", b"GET, HEAD"),
+    (b"access-control-allow-headers", b"Accept, Authorization, If-None-Match, Last-Event-ID, Origin"),
+)
+
 
 @dataclass(frozen=True)
 class Guarding:
@@ -51,12 +57,50 @@ class Guarding:
       users: bcrypt hashes of passwords by user; everybody may ask if there are none, and no tokens.
       tokens: SHA-256 sums of tokens, of which bearers may ask.
       headers: what every answer carries besides, or instead of, the security headers that it has anyway.
+      cors_origin: an expression in RE2's syntax that must match the whole origin, such as ``https://a.example``, of a
+        page whose scripts may read the answers; those of no other site may if ``None``. They can never give orders, and
+        browsers don't send them the user and password that were typed elsewhere.
+      latest: awaited at each request for what holds from now on, where that changes. If it raises, nothing is answered.
     """
 
     hosts: Iterable[str] = ()
     users: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     tokens: Iterable[bytes] = field(default=(), repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
+    cors_origin: str | None = None
+    latest: Callable[[], Awaitable[Guarding]] | None = field(default=None, compare=False, repr=False)
+
+
+class _Rules:
+    """What a :class:`Guarding` says, made ready."""
+
+    def __init__(self, guarding: Guarding) -> None:
+        self.guarding = guarding
+        self.hosts = _LOOPBACK_NAMES | {host.lower().rstrip(".") for host in guarding.hosts}
+        protected = guarding.users or guarding.tokens
+        self.auth = Authenticator(guarding.users, guarding.tokens) if protected else None
+        headers = {**_SECURITY_HEADERS, **{name.lower(): value.strip() for name, value in guarding.headers.items()}}
+        self.headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        self._may_read = None if guarding.cors_origin is None else Regex(guarding.cors_origin).matches
+
+    def knows(self, host: str) -> bool:
+        """Tell whether the server goes by that name."""
+        return host in self.hosts or _is_address(host)
+
+    def reader(self, headers: Iterable[tuple[str, str]]) -> str | None:
+        """Return the origin of the page that asks, if it may read what is answered."""
+        origins = [value for name, value in headers if name == "origin"]
+        return origins[0] if self._may_read is not None and len(origins) == 1 and self._may_read(origins[0]) else None
+
+    def cors_headers(self, reader: str | None) -> list[tuple[bytes, bytes]]:
+        """Return what tells browsers, and caches, who may read an answer."""
+        if self._may_read is None:
+            return []
+        vary = (b"vary", b"Origin")
+        if reader is None:
+            return [vary]
+        allowed = (b"access-control-allow-origin", reader.encode("latin-1"))
+        return [vary, allowed, (b"access-control-expose-headers", b"Date, ETag")]
 
 
 @dataclass(frozen=True)
@@ -72,15 +116,15 @@ class Guard:
     Args:
       app: answers what passes.
       guarding: who may ask.
+
+    Raises:
+      ValueError: ``cors_origin`` is no regular expression.
     """
 
     def __init__(self, app: ASGIApp, guarding: Guarding) -> None:
         self._app = app
-        self._hosts = _LOOPBACK_NAMES | {host.lower().rstrip(".") for host in guarding.hosts}
-        protected = guarding.users or guarding.tokens
-        self._auth = Authenticator(guarding.users, guarding.tokens) if protected else None
-        headers = {**_SECURITY_HEADERS, **{name.lower(): value for name, value in guarding.headers.items()}}
-        self._headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        self._latest = guarding.latest
+        self._rules = _Rules(guarding)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. A websocket is refused; the lifespan protocol has nothing to do here."""
@@ -91,59 +135,71 @@ class Guard:
         else:
             await self._answer(scope, receive, send)
 
+    async def _current(self) -> _Rules:
+        """Return the rules that hold now. What is remembered of passwords goes with the old ones."""
+        if self._latest is not None and (found := await self._latest()) != self._rules.guarding:
+            self._rules = _Rules(found)
+        return self._rules
+
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        rules = await self._current()
+        headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
+        values = dict(headers)
+        reader = rules.reader(headers)
+
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 given = {name for name, _ in message.get("headers", ())}
-                more = [header for header in self._headers if header[0] not in given]
+                more = [header for header in rules.headers if header[0] not in given]
+                more += rules.cors_headers(reader)
                 message = {**message, "headers": [*message.get("headers", ()), *more]}
             await send(message)
 
-        headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
-        refusal = self._refusal(scope, headers)
-        if refusal is None and self._auth is not None:
-            refusal = await self._unauthorized(self._auth, dict(headers).get("authorization", ""))
+        refusal = _refusal(rules, scope, headers)
+        is_preflight = scope["method"] == "OPTIONS" and "access-control-request-method" in values
+        app = _allow if is_preflight and reader is not None else self._app
+        if refusal is None and rules.auth is not None and app is self._app:  # a browser asks first without a password
+            refusal = await _unauthorized(rules.auth, values.get("authorization", ""))
         async with trio.open_nursery() as nursery:
             incoming = _Incoming(receive)
             nursery.start_soon(incoming.discard)
             if refusal is None:
-                await self._app(scope, incoming.receive, send_with_headers)
+                await app(scope, incoming.receive, send_with_headers)
             else:
                 await _refuse(refusal, send_with_headers)
             nursery.cancel_scope.cancel()
 
-    def _refusal(self, scope: Scope, headers: list[tuple[str, str]]) -> _Refusal | None:
-        values = dict(headers)
-        hosts = [value for name, value in headers if name == "host"]
-        if len(headers) > _HEADERS:
-            return _Refusal(431, f"more than {_HEADERS} header fields")
-        if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > _TARGET:
-            return _Refusal(414, f"path and query have more than {_TARGET} bytes")
-        if len(hosts) > 1:
-            return _Refusal(400, "more than one Host")
-        host = hosts[0] if hosts else ""
-        if scope["http_version"] == "1.0" and not hosts:
-            pass  # it knows no such field, and no browser speaks it
-        elif (name := _name_of(host)) is None:
-            return _Refusal(400, "the Host can't be read")
-        elif not self._knows(name):
-            return _Refusal(421, "this server does not go by the name in Host; --web-host tells it another one")
-        if values.get("content-length", "0").strip("0") or "transfer-encoding" in values:
-            return _Refusal(413, "no request here has a body")
-        if scope["method"] not in ("GET", "HEAD", "OPTIONS") and (refusal := _foreign(values, host)):
-            return refusal
-        return _path_refusal(scope)
 
-    def _knows(self, name: str) -> bool:
-        return name in self._hosts or _is_address(name)
+def _refusal(rules: _Rules, scope: Scope, headers: list[tuple[str, str]]) -> _Refusal | None:
+    values = dict(headers)
+    hosts = [value for name, value in headers if name == "host"]
+    if len(headers) > _HEADERS:
+        return _Refusal(431, f"more than {_HEADERS} header fields")
+    if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > _TARGET:
+        return _Refusal(414, f"path and query have more than {_TARGET} bytes")
+    if len(hosts) > 1:
+        return _Refusal(400, "more than one Host")
+    host = hosts[0] if hosts else ""
+    if scope["http_version"] == "1.0" and not hosts:
+        pass  # it knows no such field, and no browser speaks it
+    elif (name := _name_of(host)) is None:
+        return _Refusal(400, "the Host can't be read")
+    elif not rules.knows(name):
+        return _Refusal(421, "this server does not go by the name in Host; --web-host tells it another one")
+    if values.get("content-length", "0").strip("0") or "transfer-encoding" in values:
+        return _Refusal(413, "no request here has a body")
+    if scope["method"] not in ("GET", "HEAD", "OPTIONS") and (refusal := _foreign(values, host)):
+        return refusal
+    return _path_refusal(scope)
 
-    async def _unauthorized(self, auth: Authenticator, header: str) -> _Refusal | None:
-        if auth.busy:
-            return _Refusal(429, "too many passwords to check", {"retry-after": "1"})
-        if await auth.check(header):
-            return None
-        challenge = 'Basic realm="trio-sd", charset="UTF-8"' if auth.has_users else 'Bearer realm="trio-sd"'
-        return _Refusal(401, "a user and a password, or a token, are needed", {"www-authenticate": challenge})
+
+async def _unauthorized(auth: Authenticator, header: str) -> _Refusal | None:
+    if auth.busy:
+        return _Refusal(429, "too many passwords to check", {"retry-after": "1"})
+    if await auth.check(header):
+        return None
+    challenge = 'Basic realm="trio-sd", charset="UTF-8"' if auth.has_users else 'Bearer realm="trio-sd"'
+    return _Refusal(401, "a user and a password, or a token, are needed", {"www-authenticate": challenge})
 
 
 def _name_of(host: str) -> str | None:
@@ -215,6 +271,12 @@ async def _refuse(refusal: _Refusal, send: Send) -> None:
     encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": refusal.status, "headers": encoded})
     await send({"type": "http.response.body", "body": body})
+
+
+async def _allow(scope: Scope, receive: Receive, send: Send) -> None:
+    """Tell a browser what the page of another site may ask for."""
+    await send({"type": "http.response.start", "status": 204, "headers": list(_PREFLIGHT)})
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def _live(receive: Receive, send: Send) -> None:

@@ -46,17 +46,20 @@ class SetsEncoder:
 
     def __init__(self, *, tell_set: bool) -> None:
         self._tell_set = tell_set
-        self._known: dict[tuple[str, int], tuple[TargetGroup, bytes]] = {}  # by set and identity, which the group keeps
+        # By set and identity, which the group keeps. Not by pairs of these: ten thousand tuples for each body set off
+        # the garbage collector again and again.
+        self._known: dict[str, dict[int, tuple[TargetGroup, bytes]]] = {}
 
     def encode(self, sets: Mapping[str, Iterable[TargetGroup]]) -> bytes:
         """Return the groups of all ``sets``, in order."""
-        known, encoded = self._known, dict[tuple[str, int], tuple[TargetGroup, bytes]]()
+        encoded: dict[str, dict[int, tuple[TargetGroup, bytes]]] = {}
         for name, groups in sets.items():
+            known = self._known.get(name, {})
+            mine = encoded[name] = {}
             for group in groups:
-                key = name, id(group)
-                encoded[key] = known.get(key) or (group, self._encoded(name, group))
+                mine[id(group)] = known.get(id(group)) or (group, self._encoded(name, group))
         self._known = encoded
-        return b"[%s]" % b",".join([chunk for _, chunk in encoded.values() if chunk])
+        return b"[%s]" % b",".join([chunk for mine in encoded.values() for _, chunk in mine.values() if chunk])
 
     def _encoded(self, name: str, group: TargetGroup) -> bytes:
         found = http_sd_groups([group], {SET_LABEL: name} if self._tell_set else {})

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import logging
-import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
 
 import trio
 from prometheus_client import CollectorRegistry, Info, ProcessCollector
 
-from ..errors import ConfigError
 from ..manager import Manager
 from ..reload import Reloader
 from .application import open_application
 from .guard import Guarding
-from .server import ListenAddress, serve
-from .web_config import WebConfig, load_web_config
+from .live_config import LiveWebConfig
+from .server import ListenAddress, TLSSource, serve
 
 __all__ = ["WebOptions", "run_web"]
 
 logger = logging.getLogger(__name__)
-
-_READING: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +32,7 @@ class WebOptions:
       config_file: the web configuration file, or ``None``.
       enable_reload: whether ``POST /-/reload`` reloads.
       version: what ``/metrics`` says that runs.
+      cors_origin: an expression that matches the whole origin of each page that may read the answers, or ``None``.
     """
 
     address: ListenAddress
@@ -44,6 +40,7 @@ class WebOptions:
     config_file: str | None = None
     enable_reload: bool = False
     version: str = ""
+    cors_origin: str | None = None
 
 
 async def run_web(
@@ -62,13 +59,12 @@ async def run_web(
 
     Cancelled, it lets requests under way end for a few seconds.
     """
-    config, tls = await _read(options.config_file)
-    guarding = Guarding(
-        hosts=(options.address.host, *options.hosts),
-        users=config.users(),
-        tokens=config.tokens(),
-        headers=config.http_server_config.headers,
-    )
+    guarding = Guarding(hosts=(options.address.host, *options.hosts), cors_origin=options.cors_origin)
+    tls: TLSSource | None = None
+    if options.config_file is not None:
+        live = await LiveWebConfig.read(options.config_file, guarding)
+        guarding = live.guarding
+        tls = live.latest_context if live.encrypts else None
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     Info("trio_sd_build", "What runs.", registry=registry).info({"version": options.version})
@@ -87,18 +83,3 @@ async def run_web(
         for url in urls:
             logger.info("listening on %s", url)
         task_status.started(urls)
-
-
-async def _read(file: str | None) -> tuple[WebConfig, ssl.SSLContext | None]:
-    if file is None:
-        return WebConfig(), None
-    with trio.move_on_after(_READING):
-        limiter = trio.CapacityLimiter(1)  # a thread that hangs must not take one of the application's
-        return await trio.to_thread.run_sync(_read_blocking, file, abandon_on_cancel=True, limiter=limiter)
-    raise ConfigError(f"{file}: not read within {_READING:g} s")
-
-
-def _read_blocking(file: str) -> tuple[WebConfig, ssl.SSLContext | None]:
-    config = load_web_config(file)
-    tls = config.tls_server_config
-    return config, None if tls is None else tls.context()

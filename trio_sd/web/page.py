@@ -17,6 +17,7 @@ import hashlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
@@ -119,7 +120,7 @@ class _Page:
         self.recent = Recent()
         self._managers = managers
         self._reloads = reloads
-        self._ending = ending
+        self.ending = ending
         self._catalogue = Catalogue(managers)
         self._template = Template(files(__package__).joinpath("static", "page.html").read_text("utf-8"))
         self._epoch = time.time() - trio.current_time()  # so that ages become times that stay the same
@@ -144,7 +145,7 @@ class _Page:
         selection, offset = self._selection(request), _offset(request)
         with self._catalogue.in_use():
             if selection.whole and not offset:
-                window = self._catalogue.first(_FIRST_ROWS, selection.key)
+                window = await self._catalogue.first(_FIRST_ROWS, selection.key)
             else:
                 window = await self._catalogue.find(selection, offset, _FIRST_ROWS)
             trace = (await self._trace(request) or gone()) if "target" in request.query_params else ""
@@ -212,33 +213,42 @@ class _Page:
         """Answer with how everything fares, again and again."""
         if request.method == "HEAD":
             return Response(headers={"content-type": "text/event-stream"})
+        return _Following(self)
+
+    @contextmanager
+    def one_more_viewer(self) -> Iterator[None]:
+        """Count one who follows how everything fares.
+
+        Raises:
+          HTTPException: too many do.
+        """
         if self._viewers >= _VIEWERS:
             raise HTTPException(503, "too many look at the page", {"retry-after": "5"})
-        return _Following(self.tell, self._ending)
+        self._viewers += 1
+        try:
+            yield
+        finally:
+            self._viewers -= 1
 
     async def tell(self, send: _SendSome) -> None:
         """Send the parts of the page that differ from what was sent before, at a bounded pace, until cancelled."""
         sent: dict[str, object] = {}
         last = -_HEARTBEAT
-        self._viewers += 1
-        try:
-            with self._catalogue.in_use():
-                while True:
-                    news = self.recent.news
-                    parts = self._status().parts()
-                    differing = {name: part for name, part in parts.items() if sent.get(name) != part}
-                    if differing or trio.current_time() - last >= _HEARTBEAT:
-                        last = trio.current_time()
-                        document = json.dumps({"now": self._now(), **differing}, ensure_ascii=False)
-                        await send(f"data: {document}\n\n".encode("utf-8", "replace"))
-                    first, sent = not sent, parts
-                    if not first:
-                        await trio.sleep(max(0.0, last + _PACE - trio.current_time()))
-                        with trio.move_on_after(_RECHECK):
-                            await news.wait()
-                    await self._catalogue.update()
-        finally:
-            self._viewers -= 1
+        with self._catalogue.in_use():
+            while True:
+                news = self.recent.news
+                parts = self._status().parts()
+                differing = {name: part for name, part in parts.items() if sent.get(name) != part}
+                if differing or trio.current_time() - last >= _HEARTBEAT:
+                    last = trio.current_time()
+                    document = json.dumps({"now": self._now(), **differing}, ensure_ascii=False)
+                    await send(f"data: {document}\n\n".encode("utf-8", "replace"))
+                first, sent = not sent, parts
+                if not first:
+                    await trio.sleep(max(0.0, last + _PACE - trio.current_time()))
+                    with trio.move_on_after(_RECHECK):
+                        await news.wait()
+                await self._catalogue.update()
 
     def _now(self) -> float:
         return self._epoch + trio.current_time()
@@ -287,9 +297,12 @@ class _Page:
                 yield f"{one.name}: told to stop and still running: {', '.join(one.stuck)}"
 
     def _selection(self, request: Request) -> Selection:
-        parameters = request.query_params
-        state = next((state for state in STATES if state == parameters.get("state")), None)
-        return Selection(_key(parameters.get("set", "")), state, parameters.get("q", "")[:_SEARCH].strip())
+        # HTML knows no NUL, and the text stands there again.
+        key, text = (
+            request.query_params.get(name, "").replace("\0", "\N{REPLACEMENT CHARACTER}") for name in ("set", "q")
+        )
+        state = next((state for state in STATES if state == request.query_params.get("state")), None)
+        return Selection(_key(key), state, text[:_SEARCH].strip())
 
 
 @dataclass(frozen=True)
@@ -324,12 +337,15 @@ class _Status:
 class _Following(Response):
     """A response that goes on until the client has gone, or the server ends."""
 
-    def __init__(self, tell: Callable[[_SendSome], Awaitable[None]], ending: trio.Event) -> None:
+    def __init__(self, page: _Page) -> None:
         super().__init__()
-        self._tell = tell
-        self._ending = ending
+        self._page = page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._page.one_more_viewer():
+            await self._follow(receive, send)
+
+    async def _follow(self, receive: Receive, send: Send) -> None:
         async def send_some(body: bytes) -> None:
             with trio.move_on_after(_SENDING) as patience:
                 await send({"type": "http.response.body", "body": body, "more_body": True})
@@ -340,8 +356,8 @@ class _Following(Response):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_when_gone, receive, nursery.cancel_scope)
-            nursery.start_soon(_cancel_when_set, self._ending, nursery.cancel_scope)
-            await self._tell(send_some)
+            nursery.start_soon(_cancel_when_set, self._page.ending, nursery.cancel_scope)
+            await self._page.tell(send_some)
         with trio.move_on_after(1):
             await send({"type": "http.response.body", "body": b""})
 

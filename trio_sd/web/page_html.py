@@ -131,7 +131,8 @@ def provider_rows(manager: str, provider: ProviderStatistics, now: float) -> lis
 def _trouble(provider: ProviderStatistics) -> str:
     told = ["from the state file"] if provider.stale else []
     if provider.failure_streak and provider.last_error:
-        told.append(f"{provider.last_error} ({provider.failure_streak} times in a row)")
+        times = f" ({provider.failure_streak:,} times in a row)" if provider.failure_streak > 1 else ""
+        told.append(f"{provider.last_error}{times}")
     return "; ".join([*told, *provider.details.errors, *provider.details.notes])
 
 

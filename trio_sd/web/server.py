@@ -6,7 +6,9 @@ Theory of operation
 hypercorn speaks HTTP; connections are ours. ``hypercorn.trio.serve`` shields what it sends from cancellation, without
 a deadline, so a client that reads nothing would keep it from ever ending. Here each connection is a
 :class:`_BoundedStream`, which gives up on a client that takes nothing for a while, and which can be closed from
-outside. hypercorn also lets an exception of one connection end all of them; here a connection is a boundary.
+outside. hypercorn also lets an exception of one connection end all of them; here a connection is a boundary. And it
+keeps the task of a client that has gone until the time for its next request is over, so that a few hundred clients
+which come and go would take all places; :class:`_Server` does not.
 
 Connections run in a nursery that is shielded from the cancellation of :func:`serve`. When that comes, nothing is
 accepted any more, idle connections end, and requests under way have the grace time to end; then they are cancelled, and
@@ -19,14 +21,15 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final, Self, cast
+from typing import TYPE_CHECKING, Final, Self, TypeAlias, cast
 
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as HypercornConfig
+from hypercorn.events import Event, Updated
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
     from hypercorn.typing import ASGIFramework
     from starlette.types import ASGIApp
 
-__all__ = ["ListenAddress", "ServeError", "serve"]
+__all__ = ["ListenAddress", "ServeError", "TLSSource", "serve"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,9 @@ _CONNECTIONS: Final = 500  # half of the descriptors that a process usually may 
 _IDLE: Final = 15.0  # seconds that a client has to send a request, the first one and each one after it
 _SENDING: Final = 20.0  # seconds that it has to take one piece
 _PIECE: Final = 64 * 1024
+
+TLSSource: TypeAlias = ssl.SSLContext | Callable[[], Awaitable[ssl.SSLContext]]
+"""How connections are encrypted, or what tells it of each new one."""
 
 
 class ServeError(TrioSDError):
@@ -89,7 +95,7 @@ async def serve(
     app: ASGIApp,
     address: ListenAddress,
     *,
-    tls: ssl.SSLContext | None = None,
+    tls: TLSSource | None = None,
     grace: float = 3.0,
     task_status: trio.TaskStatus[Sequence[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -100,7 +106,7 @@ async def serve(
     Args:
       app: an ASGI application.
       address: where to listen.
-      tls: for HTTPS.
+      tls: for HTTPS: a context, or what is awaited for one at each new connection. If that raises, the connection ends.
       grace: seconds that requests under way have to end once this is cancelled.
 
     Raises:
@@ -167,10 +173,25 @@ class _BoundedStream(trio.abc.HalfCloseableStream):
         self._stream.socket.close()
 
 
+class _Server(TCPServer):
+    """hypercorn's server of one connection, without a wait for another request once nothing more can be received."""
+
+    _over = False
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        self._over = True
+        await self.idle_task.stop()
+
+    async def protocol_send(self, event: Event) -> None:
+        if not (self._over and isinstance(event, Updated)):  # which may begin such a wait
+            await super().protocol_send(event)
+
+
 class _Connections:
     """The connections that there are."""
 
-    def __init__(self, app: ASGIApp, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, app: ASGIApp, tls: TLSSource | None) -> None:
         self._app = ASGIWrapper(cast("ASGIFramework", app))  # two names for one thing
         self._tls = tls
         self._context = WorkerContext(None)
@@ -207,8 +228,8 @@ class _Connections:
             return
         self._open.add(bounded)
         try:
-            secured = self._secured(bounded)
-            await TCPServer(self._app, self._config, self._context, ConnectionState({}), secured)
+            secured = await self._secured(bounded)
+            await _Server(self._app, self._config, self._context, ConnectionState({}), secured)
         # This is a boundary: whatever hypercorn makes of what a client sends ends here, and is told.
         except* Exception as errors:
             logger.debug("a connection failed", exc_info=errors)
@@ -216,9 +237,10 @@ class _Connections:
             self._open.discard(bounded)
             bounded.abort()
 
-    def _secured(self, stream: _BoundedStream) -> trio.SSLStream[trio.SocketStream]:
+    async def _secured(self, stream: _BoundedStream) -> trio.SSLStream[trio.SocketStream]:
         """Return the stream to give to hypercorn, which finds out whether it is encrypted."""
         if self._tls is None:
             return cast("trio.SSLStream[trio.SocketStream]", stream)
-        secured = trio.SSLStream(stream, self._tls, server_side=True, https_compatible=True)
+        context = self._tls if isinstance(self._tls, ssl.SSLContext) else await self._tls()
+        secured = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
         return cast("trio.SSLStream[trio.SocketStream]", secured)

@@ -16,9 +16,10 @@ from ..limits import Limits
 from ..messages import quote
 from ..secrets import Secret
 
-__all__ = ["HTTPServerConfig", "TLSServerConfig", "WebConfig", "load_web_config"]
+__all__ = ["HTTPServerConfig", "TLSServerConfig", "WebConfig", "load_web_config", "parse_web_config"]
 
-_BCRYPT: Final = re.compile(r"\$2[aby]\$(?P<cost>[0-3][0-9])\$[./A-Za-z0-9]{53}")
+# The last character of the salt has two bits only.
+_BCRYPT: Final = re.compile(r"\$2[aby]\$(?P<cost>[0-3][0-9])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
 _SHA256: Final = re.compile("[0-9a-fA-F]{64}")
 _COST: Final = range(4, 19)  # 18 takes about 15 seconds
 _LIMITS: Final = Limits(file_bytes=1024 * 1024)
@@ -80,6 +81,10 @@ class TLSServerConfig:
         Raises:
           FieldError: a file is missing, or is of no use, or no version is both new and old enough.
         """
+        named = {"cert_file": self.cert_file, "key_file": self.key_file, "client_ca_file": self.client_ca_file}
+        for name, path in named.items():
+            if "\0" in path:
+                raise FieldError(name, f"found {quote(path)}, which can't be the name of a file")
         if not self.cert_file:
             raise FieldError(None, "field cert_file is missing")
         if not self.key_file:
@@ -90,6 +95,10 @@ class TLSServerConfig:
             raise FieldError("client_ca_file", "a client_ca_file needs a client_auth_type that verifies by it")
         if self.max_version is not None and self.max_version < self.min_version:
             raise FieldError("max_version", f"found {self.max_version}, which is older than {self.min_version}")
+
+    def files(self) -> tuple[str, ...]:
+        """Return the files that are named."""
+        return tuple([file for file in (self.cert_file, self.key_file, self.client_ca_file) if file])
 
     def context(self) -> ssl.SSLContext:
         """Return a context for connections from clients, made of what the files hold now.
@@ -174,12 +183,18 @@ class WebConfig:
           FieldError: a name has a colon, or something is no bcrypt hash that can be checked in seconds, or no SHA-256
             sum.
         """
+        for section, names in ("bearer_tokens", self.bearer_tokens), ("basic_auth_users", self.basic_auth_users):
+            if not all(secret for secret in names.values()):
+                # `{me:hunter2}`, without a space after the colon, is one long name.
+                raise FieldError(section, "found a name with nothing after it, not shown because it may hold a secret")
         for name, token in self.bearer_tokens.items():
             if not _SHA256.fullmatch(token.reveal()):
                 raise FieldError("bearer_tokens", f"what {quote(name)} has is no SHA-256 sum in hexadecimal")
         for user, hashed in self.basic_auth_users.items():
             if not user or ":" in user:
-                raise FieldError("basic_auth_users", f"found {quote(user)}, expected a name without a colon")
+                raise FieldError(
+                    "basic_auth_users", "found no name, or one with a colon, expected a name without a colon"
+                )
             match = _BCRYPT.fullmatch(hashed.reveal())
             if match is None:
                 raise FieldError("basic_auth_users", f"what user {quote(user)} has is no bcrypt hash")
@@ -211,6 +226,19 @@ def load_web_config(path: str | os.PathLike[str]) -> WebConfig:
         raise ConfigError(f"can't read {quote(file)}: {error.strerror}") from None
     except ValueError as error:  # a path with a NUL in it
         raise ConfigError(f"can't read {quote(file)}: {error}") from None
+    return parse_web_config(text, file=file)
+
+
+def parse_web_config(text: bytes, *, file: str) -> WebConfig:
+    """Do as :func:`load_web_config` does, with the file's content as ``text``. Reads no files.
+
+    Args:
+      text: what the file contains.
+      file: its path: for positions, and to find what relative paths mean.
+
+    Raises:
+      ConfigError: what it says can't be used.
+    """
     node = parse_yaml(text, file=file, limits=_LIMITS)
     config = WebConfig() if node is None else decode(node, WebConfig)
     tls = config.tls_server_config
