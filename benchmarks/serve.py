@@ -7,13 +7,11 @@ same process, beside the same without any client.
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
-import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 
@@ -22,25 +20,20 @@ import trio
 from trio_sd.manager import Manager, open_manager
 from trio_sd.web import ListenAddress, open_application, serve
 
+from .figures import Figure, at_least, at_most, ratio
 from .manager import UNTHROTTLED, Feeder, FeederConfig, one_target_group
-from .report import Row, table
 from .serve_clients import Load, Seen
 
 _PACE = 0.02  # seconds between two changes
-_ASKING = (5.0, 1.0)
 _IDLE = 10.0  # seconds without clients
+_LONGEST_PATIENCE = 35.0  # seconds of the server, with one who takes nothing
 
 
-def run(*, quick: bool, asking: Sequence[float] = _ASKING) -> list[Row]:
-    """Measure, and return a row for each figure.
-
-    Args:
-      quick: whether to take fewer clients and less time. No client is dropped so soon.
-      asking: seconds from one request of a client to its next; measured with each.
-    """
-    clients, misbehaving, size, seconds = (50, 5, 2_000, 4.0) if quick else (200, 20, 10_000, 45.0)
-    loads = [Load(0, clients, misbehaving, seconds, each) for each in asking]
-    return [row for load in loads for row in trio.run(_measure, load, size)]
+def run(*, quick: bool) -> Iterator[Figure]:
+    """Measure, and yield each figure. In a quick run no client is dropped yet."""
+    clients, misbehaving, size = (50, 5, 2_000) if quick else (200, 20, 10_000)
+    for asking, bad, seconds in ((5.0, 0, 20.0), (1.0, 0, 20.0), (5.0, misbehaving, 45.0)):
+        yield from trio.run(_measure, Load(0, clients, bad, 4.0 if quick else seconds, asking), size)
 
 
 @dataclass
@@ -77,7 +70,7 @@ class _Churn:
         return found
 
 
-async def _measure(load: Load, size: int) -> list[Row]:
+async def _measure(load: Load, size: int) -> Sequence[Figure]:
     churn = _Churn(size)
     async with open_manager({"set": [FeederConfig(churn.feeder)]}) as manager, _served(manager) as port:
         await churn.fill(manager)
@@ -92,22 +85,26 @@ async def _measure(load: Load, size: int) -> list[Row]:
                 await trio.sleep(load.seconds)
                 loaded, grown = churn.taken(), _resident() - before
             nursery.cancel_scope.cancel()
-    over = statistics.median(loaded) / statistics.median(idle)
-    rate, volume = seen.answers / load.seconds, seen.bytes / 1e6 / load.seconds
+    each = f"{load.clients} ask every {load.asking:g} s, as many follow"
+    if load.misbehaving:
+        each += f", {load.misbehaving} misbehave in each of {len(seen.dropped)} ways"
+    latency = f"engine latency, {each}"
+    alone, beside = Figure.of(latency, idle, who="nobody asks"), Figure.of(latency, loaded)
+    aim = at_least(load.misbehaving) if load.seconds > _LONGEST_PATIENCE else None
     return [
-        Row(f"{load.clients} clients that ask every {load.asking:g} s, and {load.clients} followers", ""),
-        Row.of_seconds("  engine latency, nobody asks", idle),
-        Row.of_seconds("  engine latency, all of them ask", loaded),
-        Row("  over that without them", f"{over:.2f} ×", aim="under 2 ×"),
-        Row("  answers to /sd/SET", f"{rate:,.0f}/s", f"{volume:,.0f} MB/s"),
-        Row.of_seconds("  time of an answer", seen.times),
-        Row("  events to followers", f"{seen.events / load.seconds:,.0f}/s"),
-        Row("  errors", str(seen.errors), aim="0"),
+        alone,
+        beside,
+        ratio(f"{latency}: over nobody", beside, alone, aim=None if load.misbehaving else at_most(2)),
+        Figure.of(f"answers to /sd/SET, {each}", seen.answers / load.seconds, "/s"),
+        Figure.of(f"time of an answer, {each}", seen.times),
+        Figure.of(f"events, {each}", seen.events / load.seconds, "/s"),
+        Figure.of(f"errors, {each}", seen.errors, "", aim=at_most(0)),
         *[
-            Row(f"  dropped of those who {kind}", f"{count} of {load.misbehaving}", f"after {load.seconds:g} s")
+            Figure.of(f"dropped of {load.misbehaving} who {kind}", count, "", aim=aim)
             for kind, count in seen.dropped.items()
+            if load.misbehaving
         ],
-        Row("  memory that all of them took", f"{grown / 1e6:,.0f} MB"),
+        Figure.of(f"memory, {each}", grown, "B"),
     ]
 
 
@@ -129,16 +126,3 @@ async def _served(manager: Manager) -> AsyncIterator[int]:
 def _resident() -> int:
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
-
-
-def main() -> None:
-    """Measure with clients that ask as often as one wants to know."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.serve", description="Measure the server under load.")
-    parser.add_argument("--asking", type=float, nargs="+", default=_ASKING, metavar="SECONDS", help="default: 5 and 1")
-    parser.add_argument("--quick", action="store_true", help="fewer clients and a shorter time")
-    arguments = parser.parse_args()
-    print(table(run(quick=arguments.quick, asking=arguments.asking)))
-
-
-if __name__ == "__main__":
-    main()

@@ -13,7 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_sd.snapshots import SetChanges, Update
 from trio_sd.store import TargetStore
-from trio_sd.subscription import Subscription, SubscriptionStatistics, Throttle
+from trio_sd.subscription import Subscribers, Subscription, SubscriptionStatistics, Throttle
 from trio_sd.targets import ADDRESS_LABEL
 from trio_sd.testing import group
 
@@ -25,19 +25,14 @@ class Board:
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.nursery = nursery
-        self.subscriptions: list[Subscription] = []
+        self.subscribers = Subscribers()
         self.ended = trio.Event()
-        self.store = TargetStore(self._notify)
+        self.store = TargetStore(self.subscribers.notify)
         self.store.apply({"a": ["p"]}, restarted=["p"], deadline=0)
         self.change(0)
 
-    def _notify(self) -> None:
-        for subscription in self.subscriptions:
-            subscription.notify()
-
     def subscribe(self, throttle: Throttle = AT_ONCE, name: str = "") -> Subscription:
-        subscription = Subscription(self.store, throttle, name)
-        self.subscriptions.append(subscription)
+        subscription = self.subscribers.add(self.store, throttle, name)
         self.nursery.start_soon(self._run, subscription)
         return subscription
 
@@ -45,7 +40,7 @@ class Board:
         try:
             await subscription.run()
         finally:
-            self.subscriptions.remove(subscription)
+            self.subscribers.remove(subscription)
             self.ended.set()
 
     def change(self, value: int) -> None:
@@ -91,7 +86,7 @@ async def test_subscription_contract_first_delivery_is_at_once_with_the_current_
 
 async def test_first_delivery_of_a_store_without_sets(autojump_clock: MockClock) -> None:
     async with trio.open_nursery() as nursery:
-        subscription = Subscription(TargetStore(), AT_ONCE, "")
+        subscription = Subscribers().add(TargetStore(), AT_ONCE, "")
         nursery.start_soon(subscription.run)
         with trio.fail_after(1):
             update = await subscription.updates.receive()
@@ -126,13 +121,40 @@ async def test_changes_between_ticks_melt_too_when_nobody_takes(autojump_clock: 
             subscription.updates.receive_nowait()
 
 
-async def test_a_change_withdraws_the_offer_under_way_in_the_same_tick(autojump_clock: MockClock) -> None:
+async def test_a_change_brings_the_offer_under_way_up_to_date_in_the_same_tick(autojump_clock: MockClock) -> None:
+    async with board() as b:
+        subscription = b.subscribe(Throttle(1, 4))
+        assert value_of(await subscription.updates.receive()) == 0
+        b.change(1)
+        await trio.sleep(2)  # now 1 is on offer
+        before = Steps()
+        trio.lowlevel.add_instrument(before)
+        for value in range(2, 9):
+            b.change(value)
+        await trio.sleep(100)
+        b.change(9)
+        update = subscription.updates.receive_nowait()
+        assert before.count == 0  # nothing runs for one who is away
+        trio.lowlevel.remove_instrument(before)
+        assert (value_of(update), update.revision) == (9, b.store.revision)
+        assert update.changes == {"a": SetChanges((group("x", "9"),))}
+        await wait_all_tasks_blocked()
+        found = subscription.statistics()
+        assert (found.delivered, found.skipped, found.lag, found.behind_since) == (2, 8, 0, None)
+        b.change(10)  # it was away for long: the pace begins anew
+        began = trio.current_time()
+        assert value_of(await subscription.updates.receive()) == 10
+        assert trio.current_time() - began == pytest.approx(1)
+
+
+async def test_what_is_withdrawn_is_not_to_be_had_in_the_same_tick(autojump_clock: MockClock) -> None:
     async with board() as b:
         subscription = b.subscribe()
         await wait_all_tasks_blocked()
-        b.change(1)
-        with pytest.raises(trio.WouldBlock):  # what was on offer is no longer true
+        subscription.withdraw()
+        with pytest.raises(trio.WouldBlock):
             subscription.updates.receive_nowait()
+        b.change(1)
         with trio.fail_after(1):
             assert value_of(await subscription.updates.receive()) == 1
 
@@ -249,7 +271,7 @@ async def test_a_consumer_that_closes_while_something_is_on_offer_ends_the_subsc
         subscription.updates.close()
         with trio.fail_after(1):
             await b.ended.wait()
-        assert b.subscriptions == []
+        assert list(b.subscribers) == []
         b.change(1)
 
 

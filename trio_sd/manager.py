@@ -33,7 +33,7 @@ from .snapshots import History, Snapshot, Update
 from .state import State
 from .state_file import PACE, StateFile, StateFileStatistics
 from .store import TargetStore
-from .subscription import Subscription, SubscriptionStatistics, Throttle
+from .subscription import Subscribers, Subscription, SubscriptionStatistics, Throttle
 
 __all__ = ["Manager", "ManagerStatistics", "SetStatistics", "open_manager"]
 
@@ -143,7 +143,7 @@ class Manager:
         self._last_known_good = LastKnownGood(name, self._store)
         self._applied = trio.Event()
         self._keeping_state = trio.CancelScope()
-        self._subscriptions: dict[Subscription, None] = {}
+        self._subscribers = Subscribers()
         self._labelings: Labelings = {}
         self._relabeled: RelabeledTargets | None = None  # while somebody subscribes to it
         self._relabeled_users = 0
@@ -335,21 +335,20 @@ class Manager:
         if relabel:
             async with (
                 self._open_relabeled() as relabeled,
-                self._subscribe(relabeled, relabeled.subscriptions, throttle, name) as updates,
+                self._subscribe(relabeled, relabeled.subscribers, throttle, name) as updates,
             ):
                 yield updates
         else:
-            async with self._subscribe(self._store, self._subscriptions, throttle, name) as updates:
+            async with self._subscribe(self._store, self._subscribers, throttle, name) as updates:
                 yield updates
 
     @asynccontextmanager
     async def _subscribe(
-        self, history: History, subscriptions: dict[Subscription, None], throttle: Throttle | None, name: str
+        self, history: History, subscribers: Subscribers, throttle: Throttle | None, name: str
     ) -> AsyncIterator[trio.MemoryReceiveChannel[Update]]:
-        subscription = Subscription(history, throttle or self._throttle, name)
-        subscriptions[subscription] = None
+        subscription = subscribers.add(history, throttle or self._throttle, name)
         ended = trio.Event()
-        self._nursery.start_soon(self._deliver, subscription, subscriptions, ended, name=f"subscription {name}")
+        self._nursery.start_soon(self._deliver, subscription, subscribers, ended, name=f"subscription {name}")
         try:
             with subscription.updates:
                 yield subscription.updates
@@ -378,21 +377,18 @@ class Manager:
                 with trio.CancelScope(shield=True):  # for one step of it
                     await relabeled.ended.wait()
 
-    async def _deliver(
-        self, subscription: Subscription, subscriptions: dict[Subscription, None], ended: trio.Event
-    ) -> None:
+    async def _deliver(self, subscription: Subscription, subscribers: Subscribers, ended: trio.Event) -> None:
         try:
             await subscription.run()
         finally:
             statistics = subscription.statistics()
             self._delivered_before += statistics.delivered
             self._skipped_before += statistics.skipped
-            del subscriptions[subscription]
+            subscribers.remove(subscription)
             ended.set()
 
     def _notify(self) -> None:
-        for subscription in self._subscriptions:
-            subscription.notify()
+        self._subscribers.notify()
         if self._relabeled is not None:
             self._relabeled.notify()
 
@@ -548,7 +544,7 @@ class Manager:
         )
 
     def _all_subscriptions(self) -> list[Subscription]:
-        return [*self._subscriptions, *(self._relabeled.subscriptions if self._relabeled is not None else ())]
+        return [*self._subscribers, *(self._relabeled.subscribers if self._relabeled is not None else ())]
 
     def _stuck_names(self) -> tuple[str, ...]:
         providers = (*self._stuck, *self._stopping, *self._providers.values())
@@ -562,10 +558,9 @@ class Manager:
         """Keep the state file up to date, from the first configuration on: until then it is not ours to write."""
         with self._keeping_state:
             await self._applied.wait()
-            subscription = Subscription(self._store, PACE, "state file")
-            self._subscriptions[subscription] = None
+            subscription = self._subscribers.add(self._store, PACE, "state file")
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._deliver, subscription, self._subscriptions, trio.Event())
+                nursery.start_soon(self._deliver, subscription, self._subscribers, trio.Event())
                 await state_file.keep(subscription.updates, lambda: self._last_known_good.state(self._known_right))
 
     async def _restore(self) -> None:

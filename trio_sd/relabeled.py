@@ -33,7 +33,7 @@ from immutables import Map
 from .set_configs import Labeling
 from .snapshots import NO_GROUPS, Groups, History, Layout, Snapshot
 from .store import TargetStore
-from .subscription import Subscription
+from .subscription import Subscribers
 from .targets import Labels, TargetGroup
 
 if TYPE_CHECKING:  # the engine runs without it, and it takes long to import
@@ -267,7 +267,7 @@ class RelabeledTargets(History):
       name: of the manager, for the log.
 
     Attributes:
-      subscriptions: those who read this, and are told when it has caught up with the store.
+      subscribers: those who read this, and are told when it has caught up with the store.
       scope: ends :meth:`run`.
       ended: set when :meth:`run` has ended.
     """
@@ -283,7 +283,7 @@ class RelabeledTargets(History):
         self._base_layout = Layout()
         self._known_labelings: Labelings | None = None
         self._set_trigger, self._trigger = trio.open_memory_channel[None](1)
-        self.subscriptions: dict[Subscription, None] = {}
+        self.subscribers = Subscribers()
         self.scope = trio.CancelScope()
         self._done = -1  # the revision of the store up to which all is done
         self._progress = trio.Event()  # another one each time
@@ -296,8 +296,7 @@ class RelabeledTargets(History):
             return  # the manager is being cancelled, and has not closed yet
         with suppress(trio.WouldBlock):  # said already
             self._set_trigger.send_nowait(None)
-        for subscription in self.subscriptions:
-            subscription.withdraw()
+        self.subscribers.withdraw()
 
     async def run(self) -> None:
         """Follow the store until cancelled."""
@@ -308,8 +307,7 @@ class RelabeledTargets(History):
                     for _ in self.follow():
                         await trio.lowlevel.checkpoint()
                     self._note_progress()
-                    for subscription in self.subscriptions:
-                        subscription.notify()
+                    self.subscribers.notify()
         finally:
             self.ended.set()
             self._note_progress()

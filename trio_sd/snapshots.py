@@ -444,12 +444,15 @@ class Reader:
 
         It may be read again, and be thrown away, any number of times: only ``given`` moves on.
         """
+        self._advance()
+        return Update(self._given, self._history.snapshot(), self._touched)
+
+    def _advance(self) -> None:
         position = self._position
         while position.next is not None:
             self._touch(position.provider, position.sources)
             position = position.next
         self._position = position
-        return Update(self._given, self._history.snapshot(), self._touched)
 
     def _touch(self, provider: str, sources: Collection[str]) -> None:
         touched = self._touched.setdefault(provider, set())
@@ -460,6 +463,12 @@ class Reader:
         # cheaper than to remember it all.
         if len(touched) > _REMEMBERED + 2 * self._history.counts(provider)[0]:
             self._touched[provider] = None
+
+    def renew(self, update: Update) -> None:
+        """Bring an update, the one last read, to the newest state. Nobody else may have seen it yet."""
+        self._advance()  # what is touched is noted where the update looks
+        update.snapshot = newest = self._history.snapshot()
+        update.revision = newest.revision
 
     def given(self, update: Update) -> None:
         """Note that the subscriber has taken ``update``, the one last read."""

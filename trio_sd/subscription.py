@@ -10,13 +10,19 @@ For any other, the store says "something changed" into a trigger channel of capa
 so any number of changes melt into one. The subscription's task wakes up, pauses if the throttle says so, and offers the
 newest state on a channel of capacity 0.
 
-An offer that nobody has taken yet must not grow old. So a change also cancels the offer under way, at once, inside
-the sync call that made the change: from then on there is nothing to take until the task offers again. Thereby a
-consumer that comes back after a long time receives what is true at that moment, not what was when it was last away.
-Reading the store again is cheap, since the work of an update is done when its changes are first looked at.
+An offer that nobody has taken yet must not grow old: a consumer that comes back after a long time is to receive what is
+true at that moment, not what was when it was last away. Nobody has seen the update that is on offer, so a change brings
+it up to date where it is, inside the sync call that made the change. No task runs: hundreds who stay away cost every
+change a microsecond each, and nothing that they could notice. Reading the store again is cheap, since the work of an
+update is done when its changes are first looked at.
 
-"At once" rests on something that Trio does and does not promise: ``CancelScope.cancel()`` takes a task that is blocked
-in ``send()`` out of the channel before it returns. The test ``…withdraws_the_offer_under_way_in_the_same_tick`` tells
+Who pauses, and has been told that there is something new, is not told again: :class:`Subscribers` goes through those
+only who do not know yet, so hundreds who pause cost a change nothing.
+
+What is not the newest state any more, while the newest is not known yet (relabeling takes its time), is *withdrawn*:
+the offer is cancelled, and from then on there is nothing to take until the task offers again. That this is "from then
+on" rests on something that Trio does and does not promise: ``CancelScope.cancel()`` takes a task that is blocked in
+``send()`` out of the channel before it returns. The test ``what_is_withdrawn_is_not_to_be_had_in_the_same_tick`` tells
 if that ever changes; then a consumer could take a state that is one scheduler tick old, and would get the newest next.
 
 Rejected: sending a marker and letting the consumer fetch the state (two calls for the user, and the channel could not
@@ -25,13 +31,14 @@ be a plain ``trio.MemoryReceiveChannel``); a capacity of one (it would hold a st
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import trio
 
 from .snapshots import History, Reader, Update
 
-__all__ = ["Subscription", "SubscriptionStatistics", "Throttle"]
+__all__ = ["Subscribers", "Subscription", "SubscriptionStatistics", "Throttle"]
 
 _GROWTH = 1.5
 
@@ -94,41 +101,79 @@ class SubscriptionStatistics:
     behind_since: float | None
 
 
+class Subscribers:
+    """The subscriptions to one history, in the order in which they were made."""
+
+    def __init__(self) -> None:
+        self._all: dict[Subscription, None] = {}
+        self._untold: dict[Subscription, None] = {}
+
+    def __iter__(self) -> Iterator[Subscription]:
+        return iter(self._all)
+
+    def add(self, history: History, throttle: Throttle, name: str) -> Subscription:
+        """Return a new subscription, which is to be run."""
+        subscription = Subscription(history, throttle, name, self._untold)
+        self._all[subscription] = None
+        return subscription
+
+    def remove(self, subscription: Subscription) -> None:
+        """Take out a subscription that has ended."""
+        del self._all[subscription]
+        self._untold.pop(subscription, None)
+
+    def notify(self) -> None:
+        """Say that the history has changed. Sync; never waits."""
+        now = trio.current_time()
+        for subscription in tuple(self._untold):
+            subscription.notify(now)
+
+    def withdraw(self) -> None:
+        """Take back what is on offer, because it is not the newest state any more; :meth:`notify` will follow. Sync."""
+        for subscription in self._untold:  # those who were told have nothing on offer
+            subscription.withdraw()
+
+
 class Subscription:
-    """Carries the newest state of a history to one consumer.
+    """Carries the newest state of a history to one consumer. Made by :meth:`Subscribers.add`.
 
     Args:
       history: where the state is.
       throttle: the pace.
       name: shows up in statistics.
+      untold: those who do not know yet that there is something new. This one puts itself in and takes itself out.
     """
 
-    def __init__(self, history: History, throttle: Throttle, name: str) -> None:
+    def __init__(self, history: History, throttle: Throttle, name: str, untold: dict[Subscription, None]) -> None:
         self._history = history
         self._reader: Reader = history.reader()
         self._pace = _Pace(throttle)
         self._name = name
         self._set_trigger, self._trigger = trio.open_memory_channel[None](1)
         self._offer, self.updates = trio.open_memory_channel[Update](0)
-        self._said = False  # whether the trigger is set
-        self._offering: trio.CancelScope | None = None
+        self._untold = untold  # with this one in it, unless the trigger is set
+        self._untold[self] = None
+        self._offering = trio.CancelScope()
+        self._on_offer: Update | None = None
+        self._ready = 0.0  # when the newest state that is not delivered was there
         self._seen = history.snapshot().number - 1
         self._delivered = 0
         self._skipped = 0
         self._changed_at = 0.0  # the first change since the last read
         self._behind_since: float | None = None
         self.scope = trio.CancelScope()
-        self.notify()  # the first update is the state that is already there
+        self.notify(trio.current_time())  # the first update is the state that is already there
 
-    def notify(self) -> None:
-        """Say that the store has changed. Sync; never waits."""
-        if self._said:
-            return  # and whatever was on offer withdrawn; of hundreds that pause, nearly all go this way
-        now = trio.current_time()
-        # While something is on offer, nobody waits, or it was taken and is not noted yet.
-        if self._offering is None and not self._pace.wait(now) and self._hand_over(now):
+    def notify(self, now: float) -> None:
+        """Say that the history has changed, if that was not said yet; see :meth:`Subscribers.notify`."""
+        if self._on_offer is None:
+            if not self._pace.wait(now) and self._hand_over(now):
+                return
+        elif self._offer.statistics().tasks_waiting_send:  # otherwise it was taken, and is not noted yet
+            self._reader.renew(self._on_offer)
+            self._ready = now
             return
-        self._said = True
+        del self._untold[self]
         self._set_trigger.send_nowait(None)
         self.withdraw()
         self._changed_at = now
@@ -145,10 +190,10 @@ class Subscription:
         return True
 
     def withdraw(self) -> None:
-        """Take back what is on offer, because it is not the newest state any more; :meth:`notify` will follow. Sync."""
+        """Take back what is on offer; see :meth:`Subscribers.withdraw`."""
         if self._behind_since is None:
             self._behind_since = trio.current_time()
-        if self._offering is not None:
+        if self._on_offer is not None:
             self._offering.cancel()
 
     async def run(self) -> None:
@@ -156,33 +201,34 @@ class Subscription:
         with self.scope, self._set_trigger, self._trigger, self._offer:
             while True:
                 await self._trigger.receive()
-                self._said = False
-                ready = trio.current_time()
-                if (pause := self._pace.wait(ready)) > 0:
+                self._untold[self] = None
+                self._ready = trio.current_time()
+                if (pause := self._pace.wait(self._ready)) > 0:
                     await trio.sleep(pause)
                 try:
                     delivered = await self._offer_newest()
                 except trio.BrokenResourceError:
                     return  # the consumer has gone
                 if delivered:
-                    self._pace.delivered(ready, trio.current_time())
+                    self._pace.delivered(self._ready, trio.current_time())
 
     async def _offer_newest(self) -> bool:
         """Offer the newest state until it is taken, or no longer the newest; return whether it was taken."""
-        if self._said:  # during the pause; it is in what is read now
+        if self not in self._untold:  # told during the pause; it is in what is read now
             self._trigger.receive_nowait()
-            self._said = False
+            self._untold[self] = None
         update = self._reader.read()
         if update.snapshot.number == self._seen:
             self._behind_since = None  # something has changed, but nothing in here
             return False
         with trio.CancelScope() as self._offering:
+            self._on_offer = update
             await self._offer.send(update)
-            # Taken. A notify() from now on finds nothing to withdraw; there is no checkpoint before the next read.
-            self._offering = None
+            # Taken. A notify() from now on finds nothing to renew; there is no checkpoint before the next read.
+            self._on_offer = None
             self._note_taken(update)
             return True
-        self._offering = None
+        self._on_offer = None
         return False
 
     def _note_taken(self, update: Update) -> None:
