@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Mapping
@@ -40,6 +41,11 @@ class Prometheus:
         self._process = process
         self._port = port
         self._log = log
+
+    @property
+    def pid(self) -> int:
+        """The number of its process."""
+        return self._process.pid
 
     async def ask(self, path: str, method: str = "GET") -> bytes:
         """Return what it answers.
@@ -87,6 +93,16 @@ class Prometheus:
                 await trio.sleep(0.1)
             else:
                 return
+
+    async def scraped(self, metric: str) -> int:
+        """Return the sum of a metric of its discovery over all jobs that are scraped."""
+        metrics = (await self.ask("/metrics")).decode()
+        found = re.findall(rf'^{metric}\{{[^}}]*name="scrape"[^}}]*\}} (\S+)$', metrics, re.MULTILINE)
+        return int(sum(map(float, found)))
+
+    async def discovered(self) -> int:
+        """Return how many targets its discovery has passed on."""
+        return await self.scraped("prometheus_sd_discovered_targets")
 
     async def reload(self) -> None:
         """Have it read its configuration again, and wait until it has put it in force."""
