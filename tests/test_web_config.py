@@ -14,7 +14,7 @@ import signal
 import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -27,11 +27,11 @@ import trio.testing
 from trio_sd.errors import ConfigError
 from trio_sd.manager import open_manager
 from trio_sd.reload import Reloader
-from trio_sd.web import Guarding, ListenAddress, load_web_config, open_application, serve
+from trio_sd.web import Guarding, ListenAddress, load_web_config, open_application, serve, server
 from trio_sd.web.auth import Authenticator
 from trio_sd.web.live_config import LiveWebConfig
 
-from .asgi import ask
+from .asgi import ask, receiving, scope_of
 from .managing import AT_ONCE, synced
 from .processes import run_command
 from .test_cli import STATIC, write
@@ -39,7 +39,7 @@ from .test_tls import Certificates
 from .test_web_processes import exchange, listening, request
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp
+    from starlette.types import ASGIApp, Message
 
     from trio_sd.web.server import TLSSource
 
@@ -60,8 +60,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     made = Certificates(tmp_path_factory.mktemp("certificates"))
     for authority in "authority", "other":
         made.make(authority, "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign\n")
-    for server in "server", "renewed":
-        made.make(server, "subjectAltName=DNS:localhost,IP:127.0.0.1\n", authority="authority")
+    for name in "server", "renewed":
+        made.make(name, "subjectAltName=DNS:localhost,IP:127.0.0.1\n", authority="authority")
     made.make("client", "extendedKeyUsage=clientAuth\n", authority="authority")
     made.make("stranger", "extendedKeyUsage=clientAuth\n", authority="other")
     return made
@@ -274,10 +274,111 @@ async def test_users_tokens_and_headers_change_without_a_restart(
         assert await status("Bearer s3cr3t") == 200
         assert await status("Bearer s3cr3t", host="evil.example") == 421
         assert (await ask(app, "/", authorization="Bearer s3cr3t")).headers["x-frame-options"] == "x"
-        write(file, "")
+    assert [record.getMessage() for record in caplog.records] == [f"web configuration {file} is in force"]
+
+
+@pytest.mark.parametrize("half", ["", "basic_auth_users:\n", "http_server_config: {headers: {}}\n"])
+async def test_half_a_file_does_not_open_the_door(
+    tmp_path: Path, mock_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture, half: str
+) -> None:
+    caplog.set_level(logging.INFO, "trio_sd.web")
+    file = write(tmp_path / "web.yml", f"basic_auth_users: {{me: {HASH}}}\n")
+    live = await LiveWebConfig.read(str(file), Guarding())
+    async with application(live.guarding) as app:
+        write(file, half)
+        for _ in range(3):
+            mock_clock.jump(1)
+            assert (await ask(app, "/-/healthy")).status == 401
+        assert (await ask(app, "/-/healthy", authorization=basic("me", "hunter2"))).status == 200
+        (complaint,) = [record.getMessage() for record in caplog.records]
+        assert "has no users and no tokens any more, which takes a restart; the old one stays in force" in complaint
+        write(file, f"basic_auth_users: {{you: {HASH}}}\n")
         mock_clock.jump(1)
-        assert await status("") == 200
-    assert [record.getMessage() for record in caplog.records] == [f"web configuration {file} is in force"] * 2
+        assert (await ask(app, "/-/healthy", authorization=basic("you", "hunter2"))).status == 200
+
+
+@pytest.mark.parametrize("path", ["/api/v1/events", "/api/v1/page/status"])
+async def test_streams_end_when_others_may_ask_and_only_then(
+    tmp_path: Path, mock_clock: trio.testing.MockClock, path: str
+) -> None:
+    file = write(tmp_path / "web.yml", f"basic_auth_users: {{me: {HASH}}}\n")
+    live = await LiveWebConfig.read(str(file), Guarding())
+    async with application(live.guarding) as app, trio.open_nursery() as nursery:
+        ended = trio.Event()
+
+        began = trio.Event()
+
+        async def send(message: Message) -> None:
+            if message.get("body"):
+                began.set()
+            await trio.lowlevel.checkpoint()
+
+        async def follow() -> None:
+            scope = scope_of(path, "GET", {"authorization": basic("me", "hunter2")})
+            await app(scope, receiving(trio.Event()), send)
+            ended.set()
+
+        nursery.start_soon(follow)
+        await began.wait()
+        write(file, f"basic_auth_users: {{me: {HASH}}}\nhttp_server_config: {{headers: {{X-Frame-Options: x}}}}\n")
+        mock_clock.jump(1)
+        assert (await ask(app, "/-/healthy", authorization=basic("me", "hunter2"))).status == 200
+        await trio.testing.wait_all_tasks_blocked()
+        assert not ended.is_set()
+        write(file, f"basic_auth_users: {{you: {HASH}}}\n")
+        mock_clock.jump(1)
+        assert (await ask(app, "/-/healthy", authorization=basic("me", "hunter2"))).status == 401
+        with trio.fail_after(5):
+            await ended.wait()
+
+
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+UPGRADE: Final = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA")
+
+
+async def test_nothing_but_http_1_1_is_spoken(certificates: Certificates, plain_context: ssl.SSLContext) -> None:
+    async with serving(None) as port:
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            await stream.send_all(PREFACE)
+            with trio.fail_after(10):
+                assert (await stream.receive_some()).startswith(b"HTTP/1.1 4")
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            assert (await answer(stream, *UPGRADE)).startswith(b"HTTP/1.1 200")
+    plain_context.set_alpn_protocols(["h2", "http/1.1"])  # an embedder's own
+    async with serving(plain_context) as port:
+        offering = trusting(certificates)
+        offering.set_alpn_protocols(["h2", "http/1.1"])
+        async with await connect(port, offering) as stream:
+            assert stream.selected_alpn_protocol() == "http/1.1"
+            assert (await answer(stream)).startswith(b"HTTP/1.1 200")
+
+
+async def test_who_only_connects_makes_way_for_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_CONNECTIONS", 10)
+    async with serving(None) as port, AsyncExitStack() as stack:
+
+        async def client() -> trio.SocketStream:
+            return await stack.enter_async_context(await trio.open_tcp_stream("127.0.0.1", port))
+
+        followers = [await client() for _ in range(8)]
+        for follower in followers:
+            await follower.send_all(request("/api/v1/events"))
+            assert (await follower.receive_some()).startswith(b"HTTP/1.1 200")
+        idle = [await client() for _ in range(20)]
+        await idle[-1].send_all(b"GET / HT")
+        for _ in range(3):
+            asking = await client()
+            assert (await answer(asking)).startswith(b"HTTP/1.1 200")
+        with trio.fail_after(5):
+            assert await idle[0].receive_some() == b""  # it was without a request for longest
+        late = [await client() for _ in range(2)]
+        for follower in late:
+            await follower.send_all(request("/api/v1/events"))
+            assert (await follower.receive_some()).startswith(b"HTTP/1.1 200")
+        assert await answer(await client()) == b""  # all places are taken by those who asked
+        for follower in followers:  # nothing has happened to them
+            with trio.move_on_after(0.01):
+                assert await follower.receive_some() != b""
 
 
 async def test_what_can_not_be_used_is_told_once_and_the_last_good_stays(

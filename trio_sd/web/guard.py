@@ -72,7 +72,11 @@ class Guarding:
 
 
 class _Rules:
-    """What a :class:`Guarding` says, made ready."""
+    """What a :class:`Guarding` says, made ready.
+
+    Attributes:
+      answering: what is being answered to those who were let in by these rules.
+    """
 
     def __init__(self, guarding: Guarding) -> None:
         self.guarding = guarding
@@ -81,6 +85,7 @@ class _Rules:
         self.auth = Authenticator(guarding.users, guarding.tokens) if protected else None
         headers = {**_SECURITY_HEADERS, **{name.lower(): value.strip() for name, value in guarding.headers.items()}}
         self.headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        self.answering: set[trio.CancelScope] = set()
         self._may_read = None if guarding.cors_origin is None else Regex(guarding.cors_origin).matches
 
     def knows(self, host: str) -> bool:
@@ -136,9 +141,17 @@ class Guard:
             await self._answer(scope, receive, send)
 
     async def _current(self) -> _Rules:
-        """Return the rules that hold now. What is remembered of passwords goes with the old ones."""
+        """Return the rules that hold now. What is remembered of passwords goes with the old ones.
+
+        If others may ask now, answers under way end: some go on for ever, and who gets them may not be let in again.
+        """
         if self._latest is not None and (found := await self._latest()) != self._rules.guarding:
-            self._rules = _Rules(found)
+            before, self._rules = self._rules, _Rules(found)
+            if (before.guarding.users, before.guarding.tokens) == (found.users, found.tokens):
+                self._rules.answering = before.answering
+            else:
+                for answer in before.answering:
+                    answer.cancel()
         return self._rules
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -161,12 +174,16 @@ class Guard:
         if refusal is None and rules.auth is not None and app is self._app:  # a browser asks first without a password
             refusal = await _unauthorized(rules.auth, values.get("authorization", ""))
         async with trio.open_nursery() as nursery:
-            incoming = _Incoming(receive)
-            nursery.start_soon(incoming.discard)
-            if refusal is None:
-                await app(scope, incoming.receive, send_with_headers)
-            else:
-                await _refuse(refusal, send_with_headers)
+            rules.answering.add(nursery.cancel_scope)
+            try:
+                incoming = _Incoming(receive)
+                nursery.start_soon(incoming.discard)
+                if refusal is None:
+                    await app(scope, incoming.receive, send_with_headers)
+                else:
+                    await _refuse(refusal, send_with_headers)
+            finally:
+                rules.answering.discard(nursery.cancel_scope)
             nursery.cancel_scope.cancel()
 
 

@@ -50,7 +50,8 @@ class LiveWebConfig:
     """A web configuration file and the files that it names, as they are now.
 
     What can't be used is logged, once for each reason, and what was in force before stays so. So it does if encryption
-    is turned on or off, which takes a restart. Use :meth:`read` to make one.
+    is turned on or off, or if nobody needs a password or a token any more: a file may be looked at while it is written,
+    and half of it must not open the door. Both take a restart. Use :meth:`read` to make one.
     """
 
     def __init__(self, file: str, guarding: Guarding, config: WebConfig, reading: _Reading) -> None:
@@ -143,6 +144,8 @@ class LiveWebConfig:
         elif (reading.context is not None) != self.encrypts:
             turned = "off" if self.encrypts else "on"
             self._complain(logging.WARNING, f"turns encryption {turned}, which takes a restart")
+        elif _protects(self._guarding) and not _protects(self._guarded(reading.config)):
+            self._complain(logging.WARNING, "has no users and no tokens any more, which takes a restart")
         else:
             self._context = reading.context
             self._guarding = self._guarded(reading.config)
@@ -157,6 +160,10 @@ class LiveWebConfig:
     def _guarded(self, config: WebConfig) -> Guarding:
         headers = config.http_server_config.headers
         return replace(self._guarding, users=config.users(), tokens=config.tokens(), headers=headers)
+
+
+def _protects(guarding: Guarding) -> bool:
+    return bool(guarding.users or tuple(guarding.tokens))
 
 
 def _read(file: str) -> _Reading:

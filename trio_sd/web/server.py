@@ -14,6 +14,13 @@ Connections run in a nursery that is shielded from the cancellation of :func:`se
 accepted any more, idle connections end, and requests under way have the grace time to end; then they are cancelled, and
 what is shielded is closed.
 
+HTTP/1.1 is all that is spoken, by ALPN, by upgrade and by prior knowledge. With HTTP/2 one client may open a hundred
+streams, take nothing of any, and so have a hundred bodies held for it, at no socket that could be too slow; and a few
+kilobytes of priorities keep hypercorn's tree of them busy for seconds. Nobody who discovers targets needs it.
+
+A connection without a request makes way for a new one, the one that has been so for longest, if all places are taken.
+So those who only connect keep nobody out.
+
 The inner classes that this uses are hypercorn's own affair: only versions that the tests ran with.
 """
 
@@ -30,15 +37,20 @@ import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.events import Event, Updated
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
+from hypercorn.utils import parse_socket_addr
 
 from ..errors import TrioSDError
 from ..targets import join_host_port
 
 if TYPE_CHECKING:
-    from hypercorn.typing import ASGIFramework
+    import h11
+    from hypercorn.protocol import ProtocolWrapper
+    from hypercorn.typing import AppWrapper, ASGIFramework
     from starlette.types import ASGIApp
 
 __all__ = ["ListenAddress", "ServeError", "TLSSource", "serve"]
@@ -173,10 +185,68 @@ class _BoundedStream(trio.abc.HalfCloseableStream):
         self._stream.socket.close()
 
 
-class _Server(TCPServer):
-    """hypercorn's server of one connection, without a wait for another request once nothing more can be received."""
+class _HTTP11(H11Protocol):
+    """HTTP/1.1, also for those who would rather speak something else."""
 
-    _over = False
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """Take no offer."""
+
+
+class _Server(TCPServer):
+    """hypercorn's server of one connection, for HTTP/1.1 only.
+
+    It does not wait for another request once nothing more can be received.
+
+    Args:
+      note_idle: told whether a request is under way, each time that this changes.
+    """
+
+    def __init__(
+        self,
+        app: AppWrapper,
+        config: HypercornConfig,
+        context: WorkerContext,
+        stream: _BoundedStream | trio.SSLStream[_BoundedStream],
+        note_idle: Callable[[bool], None],
+    ) -> None:
+        # It has another name for what is no more than a stream.
+        super().__init__(app, config, context, ConnectionState({}), cast("trio.SSLStream[trio.SocketStream]", stream))
+        self._bounded = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+        self._encrypts = isinstance(stream, trio.SSLStream)
+        self._note_idle = note_idle
+        self._over = False
+
+    async def run(self) -> None:
+        try:
+            if self._encrypts:
+                with trio.fail_after(self.config.ssl_handshake_timeout):
+                    await self.stream.do_handshake()
+        except (trio.BrokenResourceError, trio.TooSlowError):
+            return
+        socket = self._bounded.socket
+        try:
+            client = parse_socket_addr(socket.family, socket.getpeername())
+            server = parse_socket_addr(socket.family, socket.getsockname())
+            async with TaskGroup() as self._task_group:
+                protocol = _HTTP11(
+                    self.app,
+                    self.config,
+                    self.context,
+                    self._task_group,
+                    ConnectionState({}),
+                    self._encrypts,
+                    client,
+                    server,
+                    self.protocol_send,
+                )
+                self.protocol = cast("ProtocolWrapper", protocol)  # which only chooses between protocols
+                await protocol.initiate()
+                await self.idle_task.restart(self._task_group, self._idle_timeout)
+                await self._read_data()
+        except OSError:
+            pass
+        finally:
+            await self._close()
 
     async def _read_data(self) -> None:
         await super()._read_data()
@@ -184,8 +254,11 @@ class _Server(TCPServer):
         await self.idle_task.stop()
 
     async def protocol_send(self, event: Event) -> None:
-        if not (self._over and isinstance(event, Updated)):  # which may begin such a wait
-            await super().protocol_send(event)
+        if isinstance(event, Updated):
+            self._note_idle(event.idle)
+            if self._over:
+                return  # it may begin such a wait
+        await super().protocol_send(event)
 
 
 class _Connections:
@@ -202,6 +275,7 @@ class _Connections:
         self._config.keep_alive_timeout = _IDLE
         self._config.ssl_handshake_timeout = _IDLE
         self._open: set[_BoundedStream] = set()
+        self._idle: dict[_BoundedStream, None] = {}  # those without a request, for the longest time first
 
     async def hold(self, over: trio.Event, grace: float, *, task_status: trio.TaskStatus[trio.Nursery]) -> None:
         """Keep the nursery of the connections, until ``over``, and then for the grace time at the most."""
@@ -223,24 +297,45 @@ class _Connections:
     async def run(self, stream: trio.SocketStream) -> None:
         """Serve one connection until it ends."""
         bounded = _BoundedStream(stream)
-        if len(self._open) >= _CONNECTIONS:
+        if not self._make_room():
             bounded.abort()
             return
         self._open.add(bounded)
+        self._idle[bounded] = None
         try:
             secured = await self._secured(bounded)
-            await _Server(self._app, self._config, self._context, ConnectionState({}), secured)
+            await _Server(self._app, self._config, self._context, secured, partial(self._note_idle, bounded))
         # This is a boundary: whatever hypercorn makes of what a client sends ends here, and is told.
         except* Exception as errors:
             logger.debug("a connection failed", exc_info=errors)
         finally:
-            self._open.discard(bounded)
+            self._forget(bounded)
             bounded.abort()
 
-    async def _secured(self, stream: _BoundedStream) -> trio.SSLStream[trio.SocketStream]:
-        """Return the stream to give to hypercorn, which finds out whether it is encrypted."""
+    def _make_room(self) -> bool:
+        """Return whether there is room for one more connection, once one that can be done without was ended."""
+        if len(self._open) < _CONNECTIONS:
+            return True
+        longest = next(iter(self._idle), None)
+        if longest is None:
+            return False
+        self._forget(longest)
+        longest.abort()
+        return True
+
+    def _note_idle(self, stream: _BoundedStream, idle: bool) -> None:
+        self._idle.pop(stream, None)
+        if idle and stream in self._open:
+            self._idle[stream] = None
+
+    def _forget(self, stream: _BoundedStream) -> None:
+        self._open.discard(stream)
+        self._idle.pop(stream, None)
+
+    async def _secured(self, stream: _BoundedStream) -> _BoundedStream | trio.SSLStream[_BoundedStream]:
+        """Return the stream with the encryption that belongs on it."""
         if self._tls is None:
-            return cast("trio.SSLStream[trio.SocketStream]", stream)
+            return stream
         context = self._tls if isinstance(self._tls, ssl.SSLContext) else await self._tls()
-        secured = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
-        return cast("trio.SSLStream[trio.SocketStream]", secured)
+        context.set_alpn_protocols(["http/1.1"])
+        return trio.SSLStream(stream, context, server_side=True, https_compatible=True)

@@ -112,7 +112,6 @@ class TLSServerConfig:
         context.minimum_version = _VERSIONS[self.min_version]
         if self.max_version is not None:
             context.maximum_version = _VERSIONS[self.max_version]
-        context.set_alpn_protocols(["h2", "http/1.1"])
         context.verify_mode = _VERIFY[self.client_auth_type]
         try:
             context.load_cert_chain(self.cert_file, self.key_file, password="")  # or OpenSSL asks on the terminal
@@ -140,7 +139,7 @@ class HTTPServerConfig:
     """The section ``http_server_config``.
 
     Attributes:
-      http2: has no effect: over TLS, clients choose.
+      http2: has no effect: HTTP/1.1 is all that is spoken.
       headers: what every answer carries; the same few names as there.
     """
 
