@@ -17,10 +17,10 @@ import trio
 import trio.testing
 
 from trio_sd.discoverer import DiscovererOptions
-from trio_sd.discovery.file import FileSDConfig, workers
+from trio_sd.discovery.file import FileSDConfig, Parsed, workers
 from trio_sd.discovery.file import watcher as watching
 from trio_sd.discovery.file.discoverer import FileDiscoverer
-from trio_sd.discovery.file.parse import Parse, parse
+from trio_sd.discovery.file.parse import Parse, parse_again
 from trio_sd.discovery.file.result import all_groups
 from trio_sd.discovery.file.scan import ScanRequest, scan
 from trio_sd.discovery.file.watcher import Event, Watcher, WatchError, open_watcher
@@ -109,7 +109,7 @@ async def following(
     interval: float = HOUR,
     known: Mapping[str, TargetGroup] | None = None,
     limits: Limits = LIMITS,
-    parse: Parse = parse,
+    parse: Parse = parse_again,
     opener: Callable[[], AbstractAsyncContextManager[Watcher]] = open_watcher,
     resources: Resources | None = None,
 ) -> AsyncIterator[Following]:
@@ -794,11 +794,11 @@ class Hanging:
         self.calls = 0
         self.began = threading.Event()
 
-    def __call__(self, content: bytes, path: str, limits: Limits) -> tuple[TargetGroup, ...]:
+    def __call__(self, content: bytes, path: str, limits: Limits, before: Parsed | None) -> Parsed:
         self.calls += 1
         self.began.set()
         self.let.wait()
-        return parse(content, path, limits)
+        return parse_again(content, path, limits, before)
 
 
 async def began(*hanging: Hanging, count: int = 1) -> None:

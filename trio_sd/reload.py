@@ -21,7 +21,7 @@ import trio
 from .config import Config, content_digest
 from .discoverer import DiscovererOptions, Registry
 from .discovery import load_config
-from .discovery.file import FileDiscoverer
+from .discovery.file import FileDiscoverer, Parsed
 from .errors import ConfigError
 from .limits import Limits
 from .manager import Manager
@@ -199,8 +199,8 @@ class Reloader:
         return ReloadStatistics(self._succeeded, self._failed, self._last_success, self._last_error)
 
 
-def _digest(content: bytes, path: str, limits: Limits) -> tuple[TargetGroup, ...]:
-    return (TargetGroup(path, [{"__address__": path}], {"digest": content_digest(content)}),)
+def _digest(content: bytes, path: str, limits: Limits, before: Parsed | None) -> Parsed:
+    return Parsed((TargetGroup(path, [{"__address__": path}], {"digest": content_digest(content)}),))
 
 
 async def reload_on_sighup(

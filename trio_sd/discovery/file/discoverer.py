@@ -31,7 +31,7 @@ import trio
 
 from ...discoverer import DiscovererOptions, DiscovererStatistics
 from ...targets import TargetGroup
-from .parse import Parse, parse
+from .parse import Parse, parse_again
 from .result import File, ScanResult, all_groups, changes, restore
 from .scan import ScanRequest, scan
 from .watcher import FileEvents, Watcher, WatchError, open_watcher
@@ -63,7 +63,7 @@ class FileDiscoverer:
         refresh_interval: float,
         options: DiscovererOptions,
         *,
-        parse: Parse = parse,
+        parse: Parse = parse_again,
         opener: Callable[[], AbstractAsyncContextManager[Watcher]] = open_watcher,
     ) -> None:
         self._patterns = tuple(files)

@@ -19,15 +19,17 @@ from ...errors import ConfigError, Position
 from ...limits import Limits
 from ...messages import key_path, quote
 from ...targets import ADDRESS_LABEL, LABEL_NAME, META_LABEL_PREFIX, Labels, TargetGroup
+from .outline import Parsed, read_groups
 
-__all__ = ["FILEPATH_LABEL", "Parse", "parse"]
+__all__ = ["FILEPATH_LABEL", "Parse", "parse", "parse_again"]
 
-Parse = Callable[[bytes, str, Limits], tuple[TargetGroup, ...]]
-"""Makes target groups of a file's content, path and limits, as :func:`parse` does."""
+Parse = Callable[[bytes, str, Limits, Parsed | None], Parsed]
+"""Makes target groups of a file's content, path and limits, as :func:`parse_again` does."""
 
 FILEPATH_LABEL: Final = META_LABEL_PREFIX + "filepath"
 
 _FIELDS: Final = ("targets", "labels")
+_WORTH_AN_OUTLINE: Final = 50_000  # characters; less is decoded in a millisecond
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
@@ -43,6 +45,22 @@ def parse(content: bytes, path: str, limits: Limits) -> tuple[TargetGroup, ...]:
     Raises:
       ConfigError: the content can't be used. One bad group is enough, so that nobody acts on half of a file.
     """
+    return parse_again(content, path, limits, None).groups
+
+
+def parse_again(content: bytes, path: str, limits: Limits, before: Parsed | None) -> Parsed:
+    """Do what :func:`parse` does, with less work if the content differs in little from what it was.
+
+    Args:
+      content: the whole file.
+      path: as there.
+      limits: as there.
+      before: what this function has returned for the same path and limits, with any equal groups in the place of those
+        that it had made; ``None`` if nothing is known.
+
+    Raises:
+      ConfigError: the content can't be used.
+    """
     if len(content) > limits.file_bytes:
         message = f"larger than the {limits.file_bytes} bytes that the limit file_bytes allows"
         raise ConfigError(message, Position(path, 1, 1))
@@ -50,8 +68,15 @@ def parse(content: bytes, path: str, limits: Limits) -> tuple[TargetGroup, ...]:
         # Prometheus reads an empty YAML file as an empty list. But an empty file is far more often one that is about
         # to be written; an empty list can be written as [].
         raise ConfigError("the file is empty; an empty list is written []", Position(path, 1, 1))
-    decode = _decode_json if path.lower().endswith(".json") else _decode_yaml
-    return tuple(decode(content, path, limits))
+    if not path.lower().endswith(".json"):
+        return Parsed(tuple(_decode_yaml(content, path, limits)))
+    text = content.decode("utf-8", "replace")  # as Go does
+    # Half of a surrogate pair can be mended by who decodes all of the text only.
+    if len(text) >= _WORTH_AN_OUTLINE and not _may_have_lone_surrogates(text):
+        found = read_groups(text, _DECODER, _JSONGroups(path, limits), limits.groups, before)
+        if found is not None:
+            return found
+    return Parsed(tuple(_decode_json(text, path, limits)))
 
 
 class _GroupMaker:
@@ -102,13 +127,12 @@ class _JSONValueError(ValueError):
         self.place = place
 
 
-def _decode_json(content: bytes, path: str, limits: Limits) -> list[TargetGroup]:
-    text = content.decode("utf-8", "replace")  # as Go does
+def _decode_json(text: str, path: str, limits: Limits) -> list[TargetGroup]:
     start = Position(path, 1, 1)
+    if text.startswith("\ufeff"):
+        raise ConfigError("not JSON: Unexpected UTF-8 BOM", start)
     try:
-        # Objects become tuples of pairs, which keep repeated keys; `tuple` is the fastest hook. Arrays become lists.
-        # No number is valid here; as floats they may have any number of digits.
-        document = json.loads(text, object_pairs_hook=tuple, parse_int=float, parse_constant=_refuse_constant)
+        document = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"not JSON: {error.msg}", Position(path, error.lineno, error.colno)) from None
     except _JSONValueError as refused:
@@ -121,17 +145,40 @@ def _decode_json(content: bytes, path: str, limits: Limits) -> list[TargetGroup]
         raise ConfigError(f"expected a list of target groups, found {_kind(document)}", start)
     if len(document) > limits.groups:
         raise ConfigError(_too_many("groups", len(document), limits.groups), start)
-    reader = _JSONReader(limits, "\\ud" in text or "\\uD" in text)
-    maker = _GroupMaker(path)
+    source = _JSONGroups(path, limits, mend=_may_have_lone_surrogates(text))
     groups = []
     for index, item in enumerate(document):
         try:
-            targets, labels = reader.group(item)
+            groups.append(source.make(index, item))
         except _JSONValueError as refused:
             where = Position(path, *_line_and_column(text, _element_offset(text, index)))
             raise ConfigError(str(refused), where, f"[{index}]{refused.place}") from None
-        groups.append(maker.make(index, targets, labels))
     return groups
+
+
+def _may_have_lone_surrogates(text: str) -> bool:
+    return "\\ud" in text or "\\uD" in text  # only an escape can make one
+
+
+class _JSONGroups:
+    """Makes the groups of one file of their decoded JSON.
+
+    Args:
+      path: of the file.
+      limits: bounds on labels.
+      mend: whether strings may hold half of a surrogate pair, which Go replaces.
+    """
+
+    def __init__(self, path: str, limits: Limits, *, mend: bool = False) -> None:
+        self._path = path
+        self._reader = _JSONReader(limits, mend)
+        self._maker = _GroupMaker(path)
+
+    def make(self, index: int, item: object) -> TargetGroup:
+        return self._maker.make(index, *self._reader.group(item))
+
+    def renumbered(self, index: int, group: TargetGroup) -> TargetGroup:
+        return TargetGroup(f"{self._path}:{index}", group.targets, group.labels)
 
 
 class _JSONReader:
@@ -139,13 +186,14 @@ class _JSONReader:
 
     Args:
       limits: bounds on labels.
-      mend: whether strings may hold half of a surrogate pair, which Go replaces. Only an escape can make one.
+      mend: whether strings may hold half of a surrogate pair.
     """
 
     def __init__(self, limits: Limits, mend: bool) -> None:
         self._limits = limits
         self._mend = mend
-        self._good_names: set[str] = set()  # the few label names of a file are checked once each
+        # The few label names of a file are checked once each, and held once each: a decoder makes them anew.
+        self._good_names: dict[str, str] = {}
 
     def group(self, item: object) -> tuple[tuple[Labels, ...], dict[str, str]]:
         if item is None:
@@ -185,12 +233,13 @@ class _JSONReader:
         for name, text in value:
             if type(text) is not str or self._mend:
                 text = self._text(text, key_path(".labels", name))
-            if name not in self._good_names:
+            good = self._good_names.get(name)
+            if good is None:
                 if not LABEL_NAME.fullmatch(name):
                     expected = "letters, digits and _, no digit first"
                     raise _JSONValueError(f"{quote(name)} is not a valid label name; expected {expected}", ".labels")
-                self._good_names.add(name)
-            labels[name] = text
+                good = self._good_names[name] = name
+            labels[good] = text
         if len(labels) > self._limits.labels:
             raise _JSONValueError(_too_many("labels", len(labels), self._limits.labels), ".labels")
 
@@ -211,6 +260,11 @@ def _kind(value: object) -> str:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise _JSONValueError(f"not JSON: {name}")
+
+
+# Objects become tuples of pairs, which keep repeated keys; `tuple` is the fastest hook. Arrays become lists. No number
+# is valid here; as floats they may have any number of digits.
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=tuple, parse_int=float, parse_constant=_refuse_constant)
 
 
 def _element_offset(text: str, wanted: int) -> int:

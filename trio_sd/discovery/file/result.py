@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ...targets import TargetGroup
+from .outline import Outline
 from .patterns import clean
 
 __all__ = ["File", "ScanResult", "WatchedNames", "all_groups", "changes", "restore"]
@@ -20,11 +21,13 @@ class File:
       groups: its last good groups.
       digest: of the content that was parsed last, good or bad; ``None`` if this run has not read the file yet.
       error: why the groups of the newest content are not shown; ``None`` if they are.
+      outline: where they are in that content, if they are many.
     """
 
     groups: tuple[TargetGroup, ...] = ()
     digest: str | None = None
     error: str | None = None
+    outline: Outline | None = None
 
 
 @dataclass(slots=True)
@@ -129,8 +132,9 @@ def changes(before: Mapping[str, File], after: Mapping[str, File]) -> list[Targe
 def _file_changes(before: tuple[TargetGroup, ...], after: tuple[TargetGroup, ...]) -> Iterator[TargetGroup]:
     if before is after:
         return
-    earlier = {group.source: group for group in before}
-    for group in after:
+    pairs = [(old, new) for old, new in zip(before, after, strict=False) if old is not new]  # few, mostly
+    earlier = {group.source: group for group in (*[old for old, _ in pairs], *before[len(after) :])}
+    for group in (*[new for _, new in pairs], *after[len(before) :]):
         if earlier.pop(group.source, None) is not group:
             yield group
     for source in earlier:

@@ -27,7 +27,8 @@ from ...config import content_digest
 from ...errors import ConfigError
 from ...limits import Limits
 from ...targets import TargetGroup
-from .parse import Parse, parse
+from .outline import Parsed
+from .parse import Parse, parse_again
 from .patterns import Pattern
 from .result import File, ScanResult, WatchedNames
 
@@ -58,7 +59,7 @@ class ScanRequest:
     watch: Callable[[str], int] | None
     limits: Limits = field(default_factory=Limits)
     stopped: Callable[[], bool] = lambda: False
-    parse: Parse = parse
+    parse: Parse = parse_again
 
 
 def scan(request: ScanRequest) -> ScanResult:
@@ -238,12 +239,14 @@ class _Scan:
             return before
         self.result.decoded += 1
         try:
-            groups = self._request.parse(content, path, self._request.limits)
+            # What was only kept while the file could not be read is sent anew, though equal: now it is known again.
+            known = before if before is not None and before.digest is not None and before.error is None else None
+            earlier = None if known is None else Parsed(known.groups, known.outline)
+            parsed = self._request.parse(content, path, self._request.limits, earlier)
         except ConfigError as error:
             return self._bad(before, str(error), digest)
-        # What was only kept while the file could not be read is sent anew, though it be equal: now it is known again.
-        known = before is not None and before.digest is not None and before.error is None
-        return File(_keep(before.groups, groups) if before is not None and known else groups, digest)
+        groups = parsed.groups if known is None else _keep(known.groups, parsed.groups)
+        return File(groups, digest, outline=parsed.outline)
 
     def _bad(self, before: File | None, error: str, digest: str | None = None) -> File:
         self.result.read_errors += 1
@@ -251,9 +254,12 @@ class _Scan:
 
 
 def _keep(before: tuple[TargetGroup, ...], after: tuple[TargetGroup, ...]) -> tuple[TargetGroup, ...]:
-    """Return ``after``, with the old object for each group that is unchanged: the store holds that object already."""
-    earlier = {group.source: group for group in before}
-    kept = tuple([old if (old := earlier.get(new.source)) == new else new for new in after])
+    """Return ``after``, with the old object for each group that is unchanged: the store holds that object already.
+
+    Equal groups are at equal places, because their places are in their sources.
+    """
+    same_places = [old if old is new or old == new else new for old, new in zip(before, after, strict=False)]
+    kept = (*same_places, *after[len(same_places) :])
     return before if before == kept else kept
 
 
