@@ -290,7 +290,7 @@ def _figures(count: int, per_group: int, changes: int) -> Iterator[Figure]:
 
 def run(*, quick: bool) -> Iterator[Figure]:
     """Measure, and yield each figure as it is there."""
-    changes = 10 if quick else 50
+    changes = 4 if quick else 10
     yield from _figures(1, 1, 0)  # what there is without targets
     for count in (10_000, 100_000):
         for per_group in (1, 10):

@@ -16,13 +16,14 @@ from typing import Final
 from .figures import OURS, Figure
 from .report import Results, text
 
-__all__ = ["CHANGE", "HEAP", "NEEDED", "RULES", "SYNC", "Line", "Power", "run"]
+__all__ = ["CHANGE", "HEAP", "NEEDED", "RESIDENT", "RULES", "SYNC", "Line", "Power", "run"]
 
 CHANGE: Final = "one group changed: provider → consumer"
 HEAP: Final = "heap of a one-target group"
+RESIDENT: Final = "memory (RSS), first sync, one target a group"
 SYNC: Final = "first sync of members, loopback"
 RULES: Final = "relabel, five rules: target-rules"
-NEEDED: Final = MappingProxyType({CHANGE: "s", HEAP: "B", SYNC: "/s", RULES: "/s"})
+NEEDED: Final = MappingProxyType({CHANGE: "s", HEAP: "B", RESIDENT: "B", SYNC: "/s", RULES: "/s"})
 """What is taken from the benchmarks, and in which unit. A test looks whether they still have it."""
 
 MEMORY: Final = 4e9
@@ -113,7 +114,12 @@ def run(results: Results) -> Iterator[Figure]:
         # n targets change n / LIFE times a second, and each change costs what it costs among n.
         busy = Power(law.factor / LIFE, law.exponent + 1, law.residual)
         limits[f"changes take {SHARE:.0%} of a core, if each target changes once an hour"] = busy.size_at(SHARE)
-    if heap := [(n, each * n) for n, each in _points(results, HEAP)]:
+    if resident := _points(results, RESIDENT):
+        line = Line.fit(resident)
+        about = f"{_of(resident)}; off by {line.residual:.1%} at most"
+        yield Figure.of("memory of the process", line.at(FAR), "B", size=FAR, note=about)
+        limits[f"the process takes {text(MEMORY, 'B')}"] = line.size_at(MEMORY)
+    elif heap := [(n, each * n) for n, each in _points(results, HEAP)]:
         line = Line.fit(heap)
         about = f"{_of(heap)}; off by {line.residual:.1%} at most; heap of the store alone"
         yield Figure.of("heap", line.at(FAR), "B", size=FAR, note=about)

@@ -6,6 +6,7 @@ can't be used, or a demo failed; 2 ``check`` or ``explain`` did not hear of ever
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import os
@@ -424,6 +425,8 @@ def run(
       trio-sd run prometheus.yml --output none --listen :9099
     """
     _ignore_what_asks_for_something()
+    # What is found stays for long, and goes without cycles. The collector would go through it again and again.
+    gc.set_threshold(50_000, 20, 20)
     output = output or _table_or("jsonl")
     if output != "none":
         _require_stdout("; use --output none")
