@@ -559,7 +559,8 @@ async def test_what_goes_leaves_nothing_with_what_it_shared(
         sessions = await zookeeper.sessions() if zookeeper is not None else set()
         assert leaks(before, await cycle(60), 60) == []
         assert await server_watches() == watched
-        assert zookeeper is None or await zookeeper.sessions() == sessions
+        # Those that others have left behind may expire meanwhile.
+        assert zookeeper is None or await zookeeper.sessions() - process.others == sessions - process.others
 
 
 async def test_what_outstays_its_grace_leaves_nothing_once_it_ends(tmp_path: Path) -> None:

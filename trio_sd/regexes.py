@@ -30,8 +30,8 @@ fits. Every tier gives exactly the answers of RE2.
 
 We rejected four other designs:
 
-- RE2 for everything is the simplest design. With it the five rules of ``benchmarks/relabel.py`` are applied 140,000
-  times a second instead of 530,000 times.
+- RE2 for everything is the simplest design. With it the five rules of ``benchmarks/relabel.py`` take several times as
+  long.
 - Python's :mod:`re` for everything is not safe: ``(a+)+`` takes seconds for 27 characters.
 - Our own parser can prove for more expressions that there is only one way to match, and can answer some of them by
   slicing the text. This took 350 more lines and was not faster in the benchmark.
