@@ -17,7 +17,7 @@ from .prometheus import version as prometheus_version
 
 __all__ = ["HEADINGS", "NUMBERS", "Results", "aim_text", "cells", "machine", "table", "text"]
 
-_LIBRARIES: Final = ("trio_sd", "trio", "kazoo", "msgspec", "PyYAML", "immutables", "google-re2", "hypercorn")
+_LIBRARIES: Final = ("trio_sd", "trio", "kazoo", "PyYAML", "immutables", "google-re2", "hypercorn")
 
 
 def machine() -> dict[str, str]:
