@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import inspect
+import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
+from queue import SimpleQueue
+from types import FrameType
 from typing import Any, Final
 
+import anyio
 import pytest
 import trio
-from anyio.from_thread import BlockingPortal
+import trio.testing
 
 import trio_sd
 from trio_sd import blocking
-from trio_sd.blocking import BlockingManager, ManagerOptions, open_manager
+from trio_sd.blocking import BlockingManager, BlockingUpdates, ManagerOptions, open_manager
 from trio_sd.discoverer import DiscovererConfig, DiscovererOptions
 from trio_sd.discovery.static import StaticConfig
 from trio_sd.set_configs import SetConfigs
@@ -28,6 +35,7 @@ from trio_sd.targets import TargetGroup
 from trio_sd.testing import group
 
 PATIENCE: Final = 20.0
+HANGS: Final = 100.0
 AT_ONCE: Final = Throttle(0, 0)
 
 
@@ -67,6 +75,14 @@ class SilentConfig(DiscovererConfig):
 class Silent:
     async def run(self, updates: trio.MemorySendChannel[Sequence[TargetGroup]]) -> None:
         await trio.sleep_forever()
+
+
+@pytest.fixture(autouse=True)
+def a_hang_ends_the_tests() -> Iterator[None]:
+    """Who waits for a lock that nobody releases can't be told to end; so the process does. ``-s`` shows where."""
+    faulthandler.dump_traceback_later(HANGS, exit=True, file=2)
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(autouse=True)
@@ -273,6 +289,306 @@ def test_the_options_are_those_of_the_engine() -> None:
     assert list(ManagerOptions.__annotations__) == [name for name in theirs if name != "configs"]
 
 
+# --- interrupts ---
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt at the n-th point of this thread where CPython would look at signals.
+
+    These are the beginning of each function of Python and the end of each one of C; jumps are left out.
+    """
+
+    def __init__(self, point: int) -> None:
+        self._left = point
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> None:
+        if event in ("call", "c_return") and frame.f_code.co_name not in ("__del__", "_remove"):  # can't raise
+            self._left -= 1
+            if self._left == 0:
+                raise KeyboardInterrupt
+
+    @property
+    def came(self) -> bool:
+        return self._left <= 0
+
+
+def interrupted(point: int, do: Callable[[], object]) -> bool:
+    """Do something and interrupt it at a point; return whether it has as many. All that was raised is let go."""
+    interrupt = Interrupt(point)
+    profile = sys.getprofile()
+    try:
+        sys.setprofile(interrupt)
+        do()
+    except KeyboardInterrupt:
+        assert interrupt.came
+    finally:
+        sys.setprofile(profile)
+    return interrupt.came
+
+
+class Model:
+    """What a consumer knows that believes in changes alone."""
+
+    def __init__(self) -> None:
+        self.groups: dict[str, TargetGroup] = {}
+        self._revision = -1
+
+    def apply(self, update: Update) -> None:
+        assert update.revision > self._revision
+        self._revision = update.revision
+        changes = update.changes["web"]
+        for found in changes.updated:
+            self.groups[found.source] = found
+        assert not changes.removed
+        assert self.groups == {found.source: found for found in update.snapshot["web"]}
+
+
+def test_wherever_a_wait_is_interrupted_no_update_is_lost() -> None:
+    model = Model()
+    with (
+        open_manager({"web": [CountingConfig()]}, throttle=AT_ONCE) as manager,
+        manager.subscribe() as updates,
+    ):
+
+        def receive() -> None:
+            received.append(updates.receive(PATIENCE))
+
+        for point in count(1):
+            received: list[Update] = []
+            came = interrupted(point, receive)
+            for update in received or [updates.receive(PATIENCE)]:
+                model.apply(update)
+            assert len(updates._waits) <= 1
+            if not came:
+                break
+        assert point > 20
+
+
+def test_wherever_a_subscription_is_interrupted_it_is_not_left_behind() -> None:
+    with open_manager({"web": [static("a:1")]}, throttle=AT_ONCE) as manager:
+
+        def subscribe() -> None:
+            with manager.subscribe() as updates:
+                updates.receive(PATIENCE)
+
+        for point in count(1):
+            came = interrupted(point, subscribe)
+            deadline = time.monotonic() + PATIENCE
+            while manager.statistics().subscriptions:
+                assert time.monotonic() < deadline
+            if not came:
+                break
+        assert point > 50
+
+
+def test_wherever_a_manager_is_interrupted_its_thread_ends() -> None:
+    before = set(threading.enumerate())
+
+    def use() -> None:
+        with open_manager({"web": [static("a:1")]}) as manager, manager.subscribe() as updates:
+            updates.receive(PATIENCE)
+
+    for point in count(1):
+        came = interrupted(point, use)
+        left = [one for one in threading.enumerate() if one not in before and one.name == "trio-sd engine"]
+        assert left == [], point
+        if not came:
+            break
+    assert point > 100
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("times", range(1, 8))
+def test_interrupted_again_and_again_while_leaving_it_ends(
+    monkeypatch: pytest.MonkeyPatch, times: int, after: bool
+) -> None:
+    """Whatever is said to the engine is interrupted, before it is said or after."""
+    say = trio.lowlevel.TrioToken.run_sync_soon
+    main, left = threading.get_ident(), times
+
+    def interrupt(token: trio.lowlevel.TrioToken, *arguments: Any, **options: Any) -> None:
+        nonlocal left
+        mine = threading.get_ident() == main and left > 0
+        if after or not mine:
+            say(token, *arguments, **options)
+        if mine:
+            left -= 1
+            raise KeyboardInterrupt
+
+    with (  # noqa: PT012
+        pytest.raises(KeyboardInterrupt),
+        open_manager({"web": [static("a:1")]}) as manager,
+        manager.subscribe() as updates,
+    ):
+        updates.receive(PATIENCE)
+        monkeypatch.setattr(trio.lowlevel.TrioToken, "run_sync_soon", interrupt)
+    # Each of the three blocks says two things if it is interrupted, the last one as often as it takes.
+    assert left == 0
+
+
+def test_its_thread_ends_though_nobody_gets_to_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = set(threading.enumerate())
+    monkeypatch.setattr(blocking._Engine, "close", interrupt)
+    with pytest.raises(KeyboardInterrupt), open_manager({"web": [static("a:1")]}):
+        (engine,) = (one for one in threading.enumerate() if one not in before and one.name == "trio-sd engine")
+    engine.join(PATIENCE)
+    assert not engine.is_alive()
+
+
+def test_interrupted_while_its_thread_starts_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = anyio.run
+    starting = threading.Event()
+    interrupting = threading.Timer(0, lambda: None)
+
+    def start(*arguments: Any, **options: Any) -> Any:
+        starting.set()
+        assert interrupting.finished.wait(PATIENCE)
+        return run(*arguments, **options)
+
+    def interrupt() -> None:
+        assert starting.wait(PATIENCE)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    main = threading.get_ident()
+    interrupting = threading.Timer(0, interrupt)
+    monkeypatch.setattr(anyio, "run", start)
+    interrupting.start()
+    with pytest.raises(KeyboardInterrupt), open_manager({"web": [static("a:1")]}):
+        pass
+    interrupting.join()
+
+
+def test_an_update_that_arrives_as_its_wait_is_interrupted_comes_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_manager({"web": [static("a:1")]}) as manager, manager.subscribe() as updates:
+
+        class Interrupting(SimpleQueue[Any]):
+            def get(self, block: bool = True, timeout: float | None = None) -> Any:
+                super().get(block, timeout)
+                monkeypatch.undo()
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(blocking, "SimpleQueue", Interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            updates.receive(PATIENCE)
+        assert set(updates.receive(PATIENCE).changes) == {"web"}  # the first one tells of all sets
+
+
+async def test_a_wait_that_begins_after_its_caller_has_gone_takes_nothing() -> None:
+    """Trio may run the caller's next wait first."""
+    async with (
+        trio_sd.open_manager({"web": [static("a:1")]}) as manager,
+        manager.subscribe(throttle=AT_ONCE) as channel,
+    ):
+        updates = BlockingUpdates(blocking._Engine(), channel)
+        gone, second, third, fourth = (blocking._Wait() for _ in range(4))
+        gone.gone = True
+        first = await updates._receive(second)
+        await manager.apply_config({"web": [static("a:2")]})
+        with pytest.raises(trio.ClosedResourceError):
+            await updates._receive(gone)
+        second.gone = True  # interrupted as well
+        assert await updates._receive(third) is first
+        third.taken = third.gone = True
+        assert (await updates._receive(fourth)).revision > first.revision
+
+
+async def test_a_wait_whose_caller_has_gone_makes_way() -> None:
+    async with (
+        trio_sd.open_manager({"web": [static("a:1")]}) as manager,
+        manager.subscribe(throttle=AT_ONCE) as channel,
+        trio.open_nursery() as nursery,
+    ):
+        await manager.wait_synced()
+        await channel.receive()  # there is nothing more for now
+        updates = BlockingUpdates(blocking._Engine(), channel)
+
+        async def wait_in_vain() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await updates._receive(gone)
+
+        gone, second = blocking._Wait(), blocking._Wait()
+        nursery.start_soon(wait_in_vain)
+        await trio.testing.wait_all_tasks_blocked()
+        gone.gone = True
+        nursery.start_soon(manager.apply_config, {"web": [static("a:2")]})
+        update = await updates._receive(second)
+        assert (gone.update, second.update) == (None, update)
+        assert updates._waits == [second]
+
+
+async def test_of_several_updates_that_were_left_over_the_oldest_comes_first() -> None:
+    async with (
+        trio_sd.open_manager({"web": [CountingConfig()]}) as manager,
+        manager.subscribe(throttle=AT_ONCE) as channel,
+    ):
+        updates = BlockingUpdates(blocking._Engine(), channel)
+        waits = [blocking._Wait() for _ in range(3)]
+        taken = [await updates._receive(wait) for wait in waits]
+        for wait in reversed(waits):
+            wait.gone = True
+        again = []
+        for _ in range(4):
+            wait = blocking._Wait()
+            again.append(await updates._receive(wait))
+            wait.taken = wait.gone = True
+        assert again[:3] == taken
+        assert again[3].revision > taken[2].revision
+
+
+def test_a_storm_of_interrupts_loses_no_update() -> None:
+    model, rng = Model(), random.Random(7)
+    interrupts = 0
+
+    def interrupt(_: int, __: FrameType | None) -> None:
+        nonlocal interrupts
+        interrupts += 1
+        raise KeyboardInterrupt
+
+    handler = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with (
+            open_manager({"web": [CountingConfig()]}, throttle=AT_ONCE) as manager,
+            manager.subscribe() as updates,
+        ):
+            until = time.monotonic() + 3
+            while time.monotonic() < until:
+                update = None
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, rng.choice([5e-5, 3e-4, 3e-3]) * rng.random() + 1e-6)
+                    update = updates.receive(PATIENCE)
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                except KeyboardInterrupt:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                if update is not None:
+                    model.apply(update)
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+    assert interrupts > 100
+    assert len(model.groups) > 100
+
+
+def test_what_is_asked_for_as_the_manager_closes_ends() -> None:
+    def ask(manager: BlockingManager, ready: threading.Barrier) -> None:
+        ready.wait()
+        with pytest.raises(trio.ClosedResourceError):  # noqa: PT012
+            while True:
+                manager.snapshot()
+                with manager.subscribe() as updates:
+                    next(updates, None)
+
+    for _ in range(20):
+        ready = threading.Barrier(4, timeout=PATIENCE)
+        with ThreadPoolExecutor(3) as pool:
+            with open_manager({"web": [static("a:1")]}, throttle=AT_ONCE) as manager:
+                asking = [pool.submit(ask, manager, ready) for _ in range(3)]
+                ready.wait()
+            for one in asking:
+                one.result(PATIENCE)
+
+
 # --- asyncio ---
 
 
@@ -337,37 +653,28 @@ def test_an_update_that_arrives_as_its_task_is_cancelled_comes_next() -> None:
     asyncio.run(main())
 
 
-def test_an_update_that_arrives_as_its_wait_is_interrupted_comes_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    with open_manager({"web": [static("a:1")]}) as manager, manager.subscribe() as updates:
-        waited = Future.result
+def test_a_storm_of_cancellations_loses_no_update_and_is_quiet(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> int:
+        model, rng = Model(), random.Random(7)
+        cancelled = 0
+        with (
+            open_manager({"web": [CountingConfig()]}, throttle=AT_ONCE) as manager,
+            manager.subscribe() as updates,
+        ):
+            until = time.monotonic() + 3
+            while time.monotonic() < until:
+                task = asyncio.ensure_future(anext(updates))
+                await asyncio.sleep(rng.choice([0, 1e-4, 1e-3, 3e-3]) * rng.random())
+                task.cancel()
+                try:
+                    model.apply(await task)
+                except asyncio.CancelledError:
+                    cancelled += 1
+        assert len(model.groups) > 100
+        return cancelled
 
-        def interrupt(future: Future[Any], timeout: float | None = None) -> Any:
-            waited(future, timeout)
-            monkeypatch.undo()
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(Future, "result", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            updates.receive(PATIENCE)
-        assert set(updates.receive(PATIENCE).changes) == {"web"}  # the first one tells of all sets
-
-
-def test_a_subscription_that_is_interrupted_as_it_is_opened_is_not_left_behind(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with open_manager({"web": [static("a:1")]}) as manager:
-        entered = BlockingPortal.start_task
-
-        def interrupt(portal: BlockingPortal, *arguments: Any) -> Any:
-            entered(portal, *arguments)
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(BlockingPortal, "start_task", interrupt)
-        with pytest.raises(KeyboardInterrupt), manager.subscribe():
-            pass
-        deadline = time.monotonic() + PATIENCE
-        while manager.statistics().subscriptions:
-            assert time.monotonic() < deadline
+    assert asyncio.run(main()) > 100
+    assert caplog.records == []
 
 
 def test_an_asyncio_iteration_ends_with_the_manager() -> None:

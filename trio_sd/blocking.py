@@ -21,29 +21,45 @@ called in one::
 Theory of operation
 ===================
 
+A thread of the engine's own runs anyio's portal on Trio. What is asked for runs as a task of the portal; its answer
+comes back through a ``queue.SimpleQueue``, and it is cancelled by a cancel scope of its own, posted to Trio. The
+caller's thread waits for nothing else, because of KeyboardInterrupt: that may be raised in the middle of anything
+written in Python, such as a ``concurrent.futures.Future`` or a ``threading.Event``, and leave a lock locked that the
+engine needs as well. Every task answers, also one that is cancelled because the portal ends, so that nobody waits for
+ever.
+
 What is entered is held by a task of the engine's thread, which enters and leaves it, as Trio's context managers ask
 for; the caller's block has an event that tells the task to leave. When the manager's block ends, however it ends, first
 the manager is closed, which ends all updates and whatever still waits in other threads, then the tasks that hold
-subscriptions are told to leave, and at last the thread ends. A wait that is interrupted, by KeyboardInterrupt or
-because an asyncio task was cancelled, is cancelled in the engine, too. An update may arrive in that very moment, when
-the engine has handed it out and nobody is there to take it: it is kept, and the next wait begins with it.
+subscriptions are cancelled, and at last the thread ends. Who is interrupted while waiting for that goes on waiting, and
+is told afterwards.
+
+A wait that is interrupted, by KeyboardInterrupt or because an asyncio task was cancelled, is cancelled in the engine,
+too. An update may arrive in that very moment, when the engine has handed it out and nobody is there to take it: it is
+kept, and the next wait begins with it. The engine learns what became of a wait from two flags that the caller's frame
+sets as it is left; it rests on CPython looking at signals after calls and at jumps only, and so never between the flag
+and the assignment of what ``receive`` returns. A wait whose caller is gone takes nothing any more, wherever it was
+interrupted: the next one cancels it, and has its turn when it is over. So updates come in order.
 """
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import os
 import random
+import threading
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import CancelledError, Future
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from math import inf
+from queue import SimpleQueue
 from typing import Literal, TypedDict, TypeVar, Unpack
 
+import anyio
 import trio
-from anyio.abc import TaskStatus
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from anyio.from_thread import BlockingPortal
 
 from .limits import Limits
 from .manager import Configs, Manager, ManagerStatistics
@@ -72,26 +88,157 @@ class ManagerOptions(TypedDict, total=False):
     state_max_age: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Raised:
+    """The answer of a task that raised."""
+
+    error: BaseException
+
+
+def _result(answer: T | _Raised) -> T:
+    if isinstance(answer, _Raised):
+        raise answer.error
+    return answer
+
+
 class _Engine:
-    """The engine's thread, as other threads use it.
+    """The engine's thread, as other threads use it."""
 
-    Args:
-      portal: leads there.
-    """
-
-    def __init__(self, portal: BlockingPortal) -> None:
-        self._portal = portal
-        self._held: set[trio.Event] = set()  # touched in the engine's thread only
+    def __init__(self) -> None:
+        self._portal: BlockingPortal | None = None
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._thread: threading.Thread | None = None
+        self._opened: SimpleQueue[None] = SimpleQueue()  # told when there is a portal, or will be none
+        self._ended: SimpleQueue[None] = SimpleQueue()  # told when the thread is done
+        self._running = False  # from before the thread is there until it is done
+        self._ending = trio.Event()
+        self._starting: set[object] = set()  # one for each task that is being handed to the portal; any thread
+        self._handed = trio.Event()
         self._closed = False
+        self._error: BaseException | None = None
 
-    def start(self, function: Callable[[], Awaitable[T]]) -> Future[T]:
-        """Start an async function in the engine's thread.
+    def open(self) -> None:
+        """Start the thread. If it raises, :meth:`close` is still to be called."""
+        # An interrupt can't come between the two; and it finds no lock of threading.Thread.start() in its hands.
+        self._running = True
+        _thread.start_new_thread(self._start_thread, ())
+        self._opened.get()
+        if self._error is not None:
+            raise self._error
+
+    def _start_thread(self) -> None:
+        try:
+            # A daemon, so that it can't hold up the program's end where an interrupt has hit contextlib's own code.
+            self._thread = threading.Thread(target=self._run, name="trio-sd engine", daemon=True)
+            self._thread.start()
+        except BaseException as error:  # noqa: BLE001 (there can be no more threads, say; it is the caller's)
+            self._done(error)
+
+    def _run(self) -> None:
+        try:
+            anyio.run(self._hold_portal, backend="trio")
+        except BaseException as error:  # noqa: BLE001 (close() raises it)
+            self._done(error)
+        else:
+            self._done(None)
+
+    def _done(self, error: BaseException | None) -> None:
+        self._error = error
+        self._running = False
+        self._opened.put(None)
+        self._ended.put(None)
+
+    async def _hold_portal(self) -> None:
+        async with BlockingPortal() as portal:
+            self._portal = portal
+            self._token = trio.lowlevel.current_trio_token()
+            self._opened.put(None)
+            if not self._closed:  # stop() sets it before it looks for the token
+                await self._ending.wait()
+            await portal.stop(cancel_remaining=True)
+            # The portal refuses what comes now, but a thread may have been let in before. anyio warns of a coroutine
+            # that is never awaited if that one comes in the very tick in which its nursery ends.
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+                while self._starting:
+                    self._handed = trio.Event()
+                    await self._handed.wait()
+
+    def _tell_handed(self) -> None:
+        self._handed.set()
+
+    def stop(self) -> None:
+        """Refuse what is asked for from now on, cancel what is under way, and have the thread end."""
+        self._closed = True
+        self._post(self._ending.set)
+
+    def close(self) -> None:
+        """Stop, and wait until the thread has ended.
+
+        Who is interrupted waits all the same; the interrupt is raised at the end.
 
         Raises:
-          trio.ClosedResourceError: the manager is closed.
+          BaseException: what the thread has ended with, if something is wrong in Trio itself.
         """
-        with self._closing_told():
-            return self._portal.start_task_soon(function)
+        interrupted: BaseException | None = None
+        while self._running:
+            try:
+                self.stop()
+                if self._thread is not None and self._thread.ident == _thread.get_ident():
+                    return  # a block that was never left was collected as garbage here, of all places
+                self._ended.get()
+            except BaseException as error:  # noqa: BLE001 (raised below)
+                interrupted = error
+        if self._thread is not None and self._thread.ident is not None:
+            self._thread.join()
+        if interrupted is not None:
+            raise interrupted
+        if self._error is not None:
+            raise self._error
+
+    def _post(self, function: Callable[[], None]) -> None:
+        """Have a sync function called in the engine's thread, and do not wait for it; of no effect if it has ended."""
+        if self._token is not None:
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(function)
+
+    def _start(
+        self,
+        function: Callable[[], Awaitable[T]],
+        scope: trio.CancelScope,
+        answer: Callable[[T | _Raised], None],
+    ) -> None:
+        """Start an async function in the engine's thread; it answers once, however it ends.
+
+        Raises:
+          trio.ClosedResourceError: the manager is closed. There will be no answer.
+        """
+
+        async def answered() -> None:
+            result: T | _Raised = _Raised(trio.ClosedResourceError("the manager is closed"))
+            try:
+                with scope:
+                    result = await function()
+            except trio.Cancelled:  # the portal ends
+                raise
+            except BaseException as error:  # noqa: BLE001 (it is the caller's)
+                result = _Raised(error)
+            finally:
+                answer(result)
+
+        if self._portal is None:
+            raise RuntimeError("the engine was never opened")
+        mark = object()
+        try:
+            self._starting.add(mark)
+            self._portal.start_task_soon(answered)
+        except RuntimeError as error:
+            if not self._closed:
+                raise
+            raise trio.ClosedResourceError("the manager is closed") from error
+        finally:
+            self._starting.discard(mark)
+            if self._closed:
+                self._post(self._tell_handed)
 
     def call(self, function: Callable[[], Awaitable[T]], timeout: float | None = None) -> T:
         """Run an async function in the engine's thread, and return what it returns.
@@ -105,14 +252,40 @@ class _Engine:
             with trio.fail_after(inf if timeout is None else timeout):
                 return await function()
 
-        future = self.start(bounded)
+        scope = trio.CancelScope()
+        answers: SimpleQueue[T | _Raised] = SimpleQueue()
         try:
-            with self._closing_told():
-                return future.result()
+            self._start(bounded, scope, answers.put)
+            return _result(answers.get())
         except trio.TooSlowError:
             raise TimeoutError(f"not done within {timeout} s") from None
         except BaseException:  # KeyboardInterrupt, say, while it waits
-            future.cancel()
+            self._post(scope.cancel)
+            raise
+
+    async def call_from_asyncio(self, function: Callable[[], Awaitable[T]]) -> T:
+        """Run an async function in the engine's thread, while a task of asyncio waits; return what it returns.
+
+        Raises:
+          trio.ClosedResourceError: the manager is closed.
+        """
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[T | _Raised] = loop.create_future()
+
+        def take(result: T | _Raised) -> None:
+            if not answered.done():
+                answered.set_result(result)
+
+        def answer(result: T | _Raised) -> None:
+            with suppress(RuntimeError):  # the loop is closed; nobody waits any more
+                loop.call_soon_threadsafe(take, result)
+
+        scope = trio.CancelScope()
+        try:
+            self._start(function, scope, answer)
+            return _result(await answered)
+        except BaseException:  # it was cancelled, say
+            self._post(scope.cancel)
             raise
 
     def look(self, function: Callable[[], T]) -> T:
@@ -131,70 +304,52 @@ class _Engine:
     def hold(self, opening: AbstractAsyncContextManager[T]) -> Iterator[T]:
         """Enter an async context manager for the time of the block. What it raises in the end comes out of the block.
 
+        Interrupted while it is entered or left, it is cancelled, and not waited for.
+
         Raises:
           trio.ClosedResourceError: the manager is closed.
         """
         leave = trio.Event()
-        try:
-            with self._closing_told():
-                future, opened = self._portal.start_task(self._held_open, opening, leave)
-        except BaseException:  # KeyboardInterrupt, say, while it is entered
-            with suppress(RuntimeError):
-                self._portal.start_task_soon(leave.set)
-            raise
-        try:
-            yield opened
-        finally:
-            with suppress(RuntimeError):  # the thread has ended, and has left it before
-                self._portal.call(leave.set)
-            with suppress(CancelledError):  # the same
-                future.result()
+        scope = trio.CancelScope()
+        answers: SimpleQueue[T | _Raised] = SimpleQueue()  # one when it is entered, and one when it is left
 
-    async def _held_open(
-        self, opening: AbstractAsyncContextManager[T], leave: trio.Event, *, task_status: TaskStatus[T]
-    ) -> None:
-        self._held.add(leave)
-        try:
+        async def held() -> T:
             async with opening as opened:
-                task_status.started(opened)
+                answers.put(opened)
                 await leave.wait()
-        finally:
-            self._held.discard(leave)
+            return opened
 
-    def close(self) -> None:
-        """Leave everything that is held, and refuse what is asked for from now on."""
-        self._closed = True
-        with suppress(RuntimeError):  # the thread has ended
-            self._portal.call(self._leave_all)
-
-    def _leave_all(self) -> None:
-        for leave in self._held:
-            leave.set()
-
-    @contextmanager
-    def _closing_told(self) -> Iterator[None]:
-        """Have it told in one way that there is nobody any more to do what was asked for."""
         try:
-            yield
-        except (RuntimeError, CancelledError) as error:
-            if not self._closed:
-                raise
-            raise trio.ClosedResourceError("the manager is closed") from error
+            self._start(held, scope, answers.put)
+            opened = _result(answers.get())
+            try:
+                yield opened
+            finally:
+                self._post(leave.set)
+                with suppress(trio.ClosedResourceError):  # the thread has ended, and has left it before
+                    _result(answers.get())
+        except BaseException:
+            self._post(scope.cancel)
+            raise
 
 
 class _Wait:
-    """One wait for an update. Written in the engine's thread.
+    """One wait for an update.
 
     Attributes:
-      update: what it took.
-      over: whether it takes nothing any more.
+      scope: cancelled when its caller is gone.
+      update: what it took; written in the engine's thread.
+      taken: whether the caller has it; written by the caller, as is the next.
+      gone: whether the caller waits no longer.
     """
 
-    __slots__ = ("over", "update")
+    __slots__ = ("gone", "scope", "taken", "update")
 
     def __init__(self) -> None:
+        self.scope = trio.CancelScope()
         self.update: Update | None = None
-        self.over = False
+        self.taken = False
+        self.gone = False
 
 
 class BlockingUpdates:
@@ -202,13 +357,20 @@ class BlockingUpdates:
 
     The first one is the state as it is; each later one is the newest state at the moment when it is taken. An update
     may be used in any thread. Iteration ends when the manager is closed, also in the middle of a wait.
+
+    No update is lost or comes out of order when :meth:`receive`, a ``for`` loop, or an ``async for`` loop is
+    interrupted or cancelled, and tried again. What can't be excluded is an interrupt when the update was returned, but
+    something around has not passed it on: ``next()``, a debugger, or a task of asyncio that was made for the one call.
+    Then its changes are not told again; ``snapshot`` of the next update is whole in any case. If several threads or
+    tasks share the updates, each update comes to one of them; after an interrupt an older one may come to one of them
+    while another has the next already.
     """
 
     def __init__(self, engine: _Engine, updates: trio.MemoryReceiveChannel[Update]) -> None:
         self._engine = engine
         self._updates = updates
         self._turn = trio.Lock()
-        self._interrupted: list[_Wait] = []  # those whose callers are gone; any thread appends
+        self._waits: list[_Wait] = []  # that wait, or have an update that may come back; the engine's thread only
 
     def receive(self, timeout: float | None = None) -> Update:
         """Wait for the next update and return it.
@@ -221,38 +383,46 @@ class BlockingUpdates:
           trio.EndOfChannel: the manager is closed.
           trio.ClosedResourceError: the subscription's block has ended.
         """
-        with self._waiting() as wait:
-            return self._engine.call(partial(self._receive, wait), timeout)
-
-    @contextmanager
-    def _waiting(self) -> Iterator[_Wait]:
         wait = _Wait()
         try:
-            yield wait
-        except BaseException:
-            self._interrupted.append(wait)
-            raise
+            update = self._engine.call(partial(self._receive, wait), timeout)
+            wait.taken = True
+        finally:
+            wait.gone = True
+        return update  # no call may stand between this and what says that it is taken
 
     async def _receive(self, wait: _Wait) -> Update:
+        self._waits = [one for one in self._waits if not one.taken]
+        self._waits.append(wait)
+        for one in self._waits:
+            if (
+                one.gone
+            ):  # perhaps this one: Trio starts tasks in any order, the caller's next one may be here before it
+                one.scope.cancel()
         try:
-            async with self._turn:
-                update = self._left_over()
-                if update is None:
-                    update = await self._updates.receive()
-                wait.update = update
-                _ = update.changes  # worked out in this thread; from then on they are safe to look at in any
-                return update
+            with wait.scope:
+                async with self._turn:
+                    update = self._left_over()
+                    if update is None:
+                        update = await self._updates.receive()
+                    wait.update = update
+                    _ = update.changes  # worked out in this thread; from then on they are safe to look at in any
+                    return update
         finally:
-            wait.over = True
+            if wait.update is None:
+                self._waits.remove(wait)
+        raise trio.ClosedResourceError("nobody waits any more")
 
     def _left_over(self) -> Update | None:
         """Return the first update that was handed to somebody who did not take it any more."""
-        for wait in list(self._interrupted):
-            if wait.over:
-                self._interrupted.remove(wait)
-                if wait.update is not None:
-                    return wait.update
-        return None
+        left = {
+            one.update.revision: one for one in self._waits if one.update is not None and one.gone and not one.taken
+        }
+        if not left:
+            return None
+        first = left[min(left)]
+        self._waits.remove(first)
+        return first.update
 
     def __iter__(self) -> Iterator[Update]:
         return self
@@ -267,11 +437,15 @@ class BlockingUpdates:
         return self
 
     async def __anext__(self) -> Update:
+        wait = _Wait()
         try:
-            with self._waiting() as wait:
-                return await asyncio.wrap_future(self._engine.start(partial(self._receive, wait)))
+            update = await self._engine.call_from_asyncio(partial(self._receive, wait))
+            wait.taken = True
         except (trio.EndOfChannel, trio.ClosedResourceError):
             raise StopAsyncIteration from None
+        finally:
+            wait.gone = True
+        return update
 
 
 class BlockingManager:
@@ -384,12 +558,20 @@ def open_manager(configs: Configs | None = None, **options: Unpack[ManagerOption
       ValueError: an option can't be used.
 
     A fatal error of the engine closes the manager, and comes out at the end of the block. An exception of the block
-    comes out as it is. Interrupted in the middle of entering or leaving, it still ends the thread.
+    comes out as it is. Interrupted in the middle of entering or leaving, it still ends the thread, and waits until it
+    has ended, which takes as long as the engine needs to be cancelled; the interrupt comes out then. Of several
+    interrupts within microseconds one may come out before. One that hits ``contextlib``, around all this, takes effect
+    when its traceback is let go.
     """
-    with start_blocking_portal("trio") as portal:
-        thread = _Engine(portal)
+    engine = _Engine()
+    try:
+        engine.open()
+        with engine.hold(open_trio_manager(configs, **options)) as manager:
+            yield BlockingManager(engine, manager)
+    finally:
         try:
-            with thread.hold(open_trio_manager(configs, **options)) as manager:
-                yield BlockingManager(thread, manager)
-        finally:
-            thread.close()
+            _thread.start_new_thread(engine.stop, ())  # no interrupt can come before that, nor into it
+            engine.close()
+        except BaseException:
+            engine.close()  # it may have been interrupted before its first step
+            raise
