@@ -81,8 +81,14 @@ class Results:
         }
 
     def text(self) -> str:
-        """Return the document as text, to print or to keep."""
-        return json.dumps(self.document(), indent=1, ensure_ascii=False) + "\n"
+        """Return the document as text, to print or to keep: a line for each figure."""
+        document = self.document()
+        benchmarks = []
+        for name, found in document.pop("benchmarks").items():
+            lines = ",\n".join([json.dumps(each, ensure_ascii=False) for each in found])
+            benchmarks.append(f"{json.dumps(name)}: [\n{lines}\n]")
+        listed = ",\n".join(benchmarks)
+        return f'{json.dumps(document, ensure_ascii=False)[:-1]}, "benchmarks": {{\n{listed}\n}}}}\n'
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
@@ -142,7 +148,7 @@ def text(value: float, unit: Unit) -> str:
         case "/s":
             return f"{_digits(value)}/s"
         case "×":
-            return f"{value:.2f} ×" if value < 100 else f"{value:,.0f} ×"
+            return f"{value:,.0f} ×" if value >= 100 else f"{value:.2f} ×" if value >= 0.1 else f"{value:.2g} ×"
         case _:
             return _digits(value)
 

@@ -40,6 +40,8 @@ RULES_EACH: Final = 5
 """Rules that a target is put through, as in the benchmark of relabeling."""
 FAR: Final = 1_000_000
 """The size that is predicted."""
+FARTHEST: Final = 100 * FAR
+"""Beyond it, what was fitted to a few sizes says nothing; a limit that is farther off is not told."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def run(results: Results) -> Iterator[Figure]:
         rate = figure.median / RULES_EACH
         yield Figure.of("relabeling all targets", FAR / rate, size=FAR, note=f"{RULES_EACH} rules each, one core")
         limits[f"relabeling all targets takes {text(FIRST_SYNC, 's')}"] = rate * FIRST_SYNC
-    reached = {limit: size for limit, size in limits.items() if size < math.inf}
+    reached = {limit: size for limit, size in limits.items() if size <= FARTHEST}
     for limit, size in reached.items():
         yield Figure.of(f"targets until {limit}", size, "")
     if reached:

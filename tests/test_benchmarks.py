@@ -202,7 +202,7 @@ def test_the_model_finds_the_law_that_the_figures_follow() -> None:
     assert found["one change"].median == pytest.approx(1e-5 * 1e6**0.25)
     assert "off by 1.00 ×" in found["one change"].note
     assert found["heap"].median == pytest.approx(1e6 + 400 * 1e6)
-    assert found["targets until one change takes 5 ms"].median == pytest.approx(500**4)
+    assert "targets until one change takes 5 ms" not in found  # at 500 ** 4, of which three small sizes say nothing
     assert found["targets until the heap is 4 GB"].median == pytest.approx((4e9 - 1e6) / 400)
     assert found["first sync from ZooKeeper, loopback"].median == pytest.approx(50)
     assert found["targets until the first sync from ZooKeeper takes 15 s"].median == pytest.approx(300_000)

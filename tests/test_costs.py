@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tracemalloc
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final
@@ -22,8 +22,11 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_sd.discoverer import DiscovererConfig, DiscovererOptions
-from trio_sd.discovery.file import FileSDConfig
+from trio_sd.discovery.file import FileSDConfig, parse
+from trio_sd.discovery.file.result import changes
+from trio_sd.discovery.file.scan import ScanRequest, scan
 from trio_sd.manager import Manager, open_manager
+from trio_sd.subscription import Throttle
 from trio_sd.targets import TargetGroup
 from trio_sd.testing import FakeDiscoverer, group
 
@@ -31,6 +34,8 @@ from .managing import AT_ONCE, PATIENCE
 from .processes import COMMAND, ENVIRONMENT
 
 SIZES: Final = (10, 10_000)
+NONE_STEPS: Final = 3  # of a change that nobody waits for: the fake, what carries its updates, and the fake again
+CALLS: Final = 14  # that name the directory or what is in it
 
 
 class Counting(trio.abc.Instrument):
@@ -99,8 +104,33 @@ async def test_a_change_takes_as_many_task_steps_whatever_the_size() -> None:
 
 
 async def test_a_change_takes_one_task_step_for_each_subscriber_that_waits() -> None:
-    one, eleven = await steps_of_a_change(10, 1), await steps_of_a_change(10, 11)
+    none, one, eleven = [await steps_of_a_change(10, count) for count in (0, 1, 11)]
     assert eleven - one == 10
+    assert one - none == 1
+    assert none <= NONE_STEPS
+
+
+async def test_a_change_takes_no_step_for_subscribers_that_stay_away_or_pause() -> None:
+    fake = FakeDiscoverer("web")
+    async with AsyncExitStack() as stack:
+        manager = await stack.enter_async_context(open_manager({"web": [fake.config]}, throttle=AT_ONCE))
+        await fake.send(*groups(10))
+        before = await steps_of(fake, manager)
+        for throttle in (AT_ONCE, Throttle(100, 100)) * 10:
+            updates = await stack.enter_async_context(manager.subscribe(throttle=throttle))
+            await updates.receive()
+        await steps_of(fake, manager)  # now something is on offer, or waits for the end of a pause
+        assert await steps_of(fake, manager) == before
+
+
+async def steps_of(fake: FakeDiscoverer, manager: Manager) -> int:
+    await wait_all_tasks_blocked()
+    revision = manager.snapshot().revision
+    with counting() as counts:
+        await fake.send(group("s000003", f"other:{revision}"))
+        await wait_all_tasks_blocked()
+    assert manager.snapshot().revision == revision + 1
+    return counts.steps
 
 
 async def test_a_change_takes_hardly_more_memory_among_many() -> None:
@@ -194,7 +224,9 @@ def test_a_changed_file_takes_few_system_calls_and_none_for_other_files(tmp_path
     files = [watched / f"{n}.json" for n in range(20)]
     for file in files:
         file.write_text('[{"targets": ["a:1"]}]')
-    jobs = [{"job_name": file.stem, "file_sd_configs": [{"files": [str(file)]}]} for file in files]
+    # Each is read by a job of its own, but for the last ten, which one job reads.
+    jobs = [{"job_name": file.stem, "file_sd_configs": [{"files": [str(file)]}]} for file in files[:10]]
+    jobs.append({"job_name": "many", "file_sd_configs": [{"files": [str(watched / "1?.json")]}]})
     config, log = aside / "p.yml", aside / "strace"
     config.write_text(json.dumps({"scrape_configs": jobs}))
     # -D: what is started, and told to end, is the command itself.
@@ -206,16 +238,43 @@ def test_a_changed_file_takes_few_system_calls_and_none_for_other_files(tmp_path
         try:
             found: set[str] = set()
             while len(found) < len(files):
-                changes = json.loads(process.stdout.readline())["sets"]
-                found |= {name for name, change in changes.items() if change["updated"]}
+                for change in json.loads(process.stdout.readline())["sets"].values():
+                    found |= {one["source"] for one in change["updated"]}
             before = len(log.read_text().splitlines())
             (aside / "new").write_text('[{"targets": ["b:1"]}]')
-            (aside / "new").rename(files[3])
-            while "3" not in json.loads(process.stdout.readline())["sets"]:
+            (aside / "new").rename(files[13])
+            while "many" not in json.loads(process.stdout.readline())["sets"]:
                 pass
             calls = [line for line in log.read_text().splitlines()[before:] if str(watched) in line]
         finally:
             process.terminate()
             process.wait(PATIENCE)
-    assert 0 < len(calls) <= 5, "\n".join(calls)
-    assert [line for line in calls if ".json" in line and "/3.json" not in line] == []
+    reads = [line for line in calls if "openat(" in line and ".json" in line]
+    assert [line for line in reads if "/13.json" not in line] == []
+    assert len(reads) == 1
+    # The directory is listed, and its files are looked at, because of the pattern.
+    assert len(calls) <= CALLS, "\n".join(calls)
+
+
+def test_a_large_file_of_which_one_group_changed_is_decoded_in_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = 0
+    make = parse._JSONGroups.make
+
+    def count(source: parse._JSONGroups, index: int, item: object) -> TargetGroup:
+        nonlocal made
+        made += 1
+        return make(source, index, item)
+
+    monkeypatch.setattr(parse._JSONGroups, "make", count)
+    file = tmp_path / "a.json"
+    content = [{"targets": [f"host-{n}:80"], "labels": {"zone": f"z{n}"}} for n in range(2_000)]
+    file.write_text(json.dumps(content))
+    first = scan(ScanRequest([str(file)], {}, None, None))
+    assert made == 2_000
+    content[7]["targets"] = ["other:80"]
+    file.write_text(json.dumps(content))
+    second = scan(ScanRequest([str(file)], first.files, None, None))
+    assert made == 2_001
+    assert [found.targets[0]["__address__"] for found in changes(first.files, second.files)] == ["other:80"]

@@ -752,3 +752,33 @@ def test_set_configs_stay_what_they_were() -> None:
     assert len(made["web"]) == 1
     assert isinstance(made["web"], tuple)
     assert made.labeling.keys() == {"web"}
+
+
+async def test_a_waiting_consumer_gets_nothing_for_a_change_that_shows_nothing_and_the_next_one_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    fake = FakeDiscoverer("web")
+    got: list[tuple[float, list[str]]] = []
+
+    async def consume(updates: trio.MemoryReceiveChannel[Update]) -> None:
+        async for update in updates:
+            got.append((trio.current_time(), addresses(update.snapshot)))  # noqa: PERF401 (seen while it grows)
+
+    async with (
+        open_manager(SetConfigs({"web": [fake.config]}, {"web": job()}), throttle=trio_sd.Throttle(1, 5)) as manager,
+        manager.subscribe(relabel=True) as updates,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(consume, updates)
+        await fake.send(group("s", "h:1"))
+        await trio.sleep(60)
+        before = len(got)
+        for source in "t", "u":
+            await fake.send(group(source, "h:1"))  # a target that another group has
+            await wait_all_tasks_blocked()
+        assert len(got) == before
+        await fake.send(group("v", "h:2"))
+        await wait_all_tasks_blocked()
+        assert got[before:] == [(trio.current_time(), ["h:1", "h:2"])]
+        assert manager.statistics().subscriptions[0].behind_since is None
+        nursery.cancel_scope.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -145,6 +146,32 @@ async def test_a_change_brings_the_offer_under_way_up_to_date_in_the_same_tick(a
         began = trio.current_time()
         assert value_of(await subscription.updates.receive()) == 10
         assert trio.current_time() - began == pytest.approx(1)
+
+
+async def test_no_update_is_delivered_before_the_pause_is_over_however_changes_and_the_clock_meet(
+    autojump_clock: MockClock,
+) -> None:
+    for _ in range(100):  # Trio runs what is due in any order
+        async with board() as b:
+            subscription = b.subscribe(Throttle(1, 5))
+            times: list[float] = []
+
+            async def consume(subscription: Subscription, times: list[float]) -> None:
+                async for _ in subscription.updates:
+                    times.append(trio.current_time())  # noqa: PERF401 (a loop of its own)
+
+            async def change(b: Board, began: float) -> None:
+                await trio.sleep_until(began + 1)
+                b.change(2)
+                b.change(3)
+
+            began = trio.current_time()
+            b.nursery.start_soon(consume, subscription, times)
+            await trio.sleep(0.5)
+            b.change(1)
+            b.nursery.start_soon(change, b, began)
+            await trio.sleep(20)
+            assert all(later - earlier >= 0.999 for earlier, later in itertools.pairwise(times)), times
 
 
 async def test_what_is_withdrawn_is_not_to_be_had_in_the_same_tick(autojump_clock: MockClock) -> None:

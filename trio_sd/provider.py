@@ -267,8 +267,9 @@ class Provider:
         done = False
         try:
             discoverer = self.config.discoverer(self._options)
-            # Asking whether it is an instance of the protocol is the same, and costs as much as a task.
-            self._reports = cast("ReportsStatistics", discoverer) if hasattr(discoverer, "statistics") else None
+            # Asking whether it is an instance of the protocol says the same, and costs as much as a task.
+            tells = callable(getattr(discoverer, "statistics", None))
+            self._reports = cast("ReportsStatistics", discoverer) if tells else None
             send, receive = trio.open_memory_channel[Sequence[TargetGroup]](0)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._pump, receive, self._generation)

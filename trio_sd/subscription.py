@@ -179,8 +179,11 @@ class Subscription:
         self._changed_at = now
 
     def _hand_over(self, now: float) -> bool:
-        """Give the newest state to a consumer that waits; return whether there is one."""
+        """Give the newest state to a consumer that waits; return whether nothing is left to be done."""
         update = self._reader.read()
+        if update.snapshot.number == self._seen:
+            self._behind_since = None  # something has changed, but nothing in here
+            return True
         try:
             self._offer.send_nowait(update)
         except (trio.WouldBlock, trio.BrokenResourceError):
@@ -203,7 +206,8 @@ class Subscription:
                 await self._trigger.receive()
                 self._untold[self] = None
                 self._ready = trio.current_time()
-                if (pause := self._pace.wait(self._ready)) > 0:
+                # Again, if one was handed over just as the pause was over. It is time that is waited for, not an event.
+                while (pause := self._pace.wait(trio.current_time())) > 0:  # noqa: ASYNC110
                     await trio.sleep(pause)
                 try:
                     delivered = await self._offer_newest()

@@ -71,8 +71,9 @@ def parse_again(content: bytes, path: str, limits: Limits, before: Parsed | None
     if not path.lower().endswith(".json"):
         return Parsed(tuple(_decode_yaml(content, path, limits)))
     text = content.decode("utf-8", "replace")  # as Go does
-    # Half of a surrogate pair can be mended by who decodes all of the text only.
-    if len(text) >= _WORTH_AN_OUTLINE and not _may_have_lone_surrogates(text):
+    # Half of a surrogate pair can be mended by who decodes all of the text only. One character that is not ASCII may
+    # make Python hold two or four bytes for each, and the text is held for as long as the file is as it is.
+    if len(text) >= _WORTH_AN_OUTLINE and text.isascii() and not _may_have_lone_surrogates(text):
         found = read_groups(text, _DECODER, _JSONGroups(path, limits), limits.groups, before)
         if found is not None:
             return found
