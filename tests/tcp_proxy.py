@@ -7,6 +7,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
+from typing import Final
 
 import trio
 
@@ -17,13 +18,19 @@ UNIMPLEMENTED = -6
 CHUNK = 1 << 16
 
 
+_GIVEN: Final[set[int]] = set()
+
+
 def free_port() -> int:
     """Return a port that is free, below those that the kernel gives to outgoing connections.
 
-    So it is still free when one that stopped listening wants it again.
+    So it is still free when one that stopped listening wants it again. No port is given twice in a process.
     """
     while True:
         port = random.SystemRandom().randrange(10_000, 32_000)  # hypothesis seeds the other one
+        if port in _GIVEN:
+            continue
+        _GIVEN.add(port)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
