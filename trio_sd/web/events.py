@@ -20,6 +20,7 @@ import trio
 from ..manager import Manager
 from ..outputs.jsonl import GroupEncoder, encode_update
 from ..snapshots import Snapshot, Update
+from .streaming import cancel_when_gone, cancel_when_set
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -110,8 +111,8 @@ class EventStream:
             self._manager.subscribe(relabel=self._relabel, name="events") as updates,
             trio.open_nursery() as nursery,
         ):
-            nursery.start_soon(_cancel_when_gone, receive, nursery.cancel_scope)
-            nursery.start_soon(_cancel_when_set, self._ending, nursery.cancel_scope)
+            nursery.start_soon(cancel_when_gone, receive, nursery.cancel_scope)
+            nursery.start_soon(cancel_when_set, self._ending, nursery.cancel_scope)
             headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             with trio.move_on_after(_PATIENCE) as patience:
@@ -186,14 +187,3 @@ class EventStream:
 
 async def _send_body(send: Send, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": True})
-
-
-async def _cancel_when_gone(receive: Receive, scope: trio.CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
-
-
-async def _cancel_when_set(event: trio.Event, scope: trio.CancelScope) -> None:
-    await event.wait()
-    scope.cancel()

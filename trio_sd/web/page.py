@@ -53,6 +53,7 @@ from .page_html import (
     trace,
 )
 from .recent import Recent
+from .streaming import cancel_when_gone, cancel_when_set
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -355,22 +356,11 @@ class _Following(Response):
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_when_gone, receive, nursery.cancel_scope)
-            nursery.start_soon(_cancel_when_set, self._page.ending, nursery.cancel_scope)
+            nursery.start_soon(cancel_when_gone, receive, nursery.cancel_scope)
+            nursery.start_soon(cancel_when_set, self._page.ending, nursery.cancel_scope)
             await self._page.tell(send_some)
         with trio.move_on_after(1):
             await send({"type": "http.response.body", "body": b""})
-
-
-async def _cancel_when_gone(receive: Receive, scope: trio.CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
-
-
-async def _cancel_when_set(event: trio.Event, scope: trio.CancelScope) -> None:
-    await event.wait()
-    scope.cancel()
 
 
 def _positions(row: Row) -> Sequence[Position]:
