@@ -32,6 +32,7 @@ from typing import Final
 import trio
 
 from .figures import OURS, Figure, Unit, at_most, missing, ratio
+from .processes import running
 from .prometheus import PROMETHEUS, Prometheus, installed, running_prometheus, version
 
 __all__ = ["Command", "Switches", "cpu_seconds", "replace", "running_command", "switches", "until"]
@@ -154,23 +155,15 @@ class Command:
 @asynccontextmanager
 async def running_command(config: Path) -> AsyncIterator[Command]:
     """Run the command for the time of the block, which begins when the configuration is in force."""
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "trio_sd", "run", str(config), "--output", "none"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stderr is not None
-    try:
+    arguments = [sys.executable, "-m", "trio_sd", "run", str(config), "--output", "none"]
+    async with running(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
         command = Command(process)
         async with process.stderr, trio.open_nursery() as nursery:
             with trio.fail_after(PATIENCE):
                 await nursery.start(command.read_log, process.stderr)
             yield command
             nursery.cancel_scope.cancel()
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
 
 
 def targets_file(count: int, per_group: int, extra: int = 0) -> bytes:

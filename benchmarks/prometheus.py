@@ -15,6 +15,8 @@ import trio
 
 from tests.tcp_proxy import free_port
 
+from .processes import running
+
 __all__ = ["PROMETHEUS", "Prometheus", "installed", "running_prometheus", "version"]
 
 PROMETHEUS = "prometheus"
@@ -96,9 +98,13 @@ class Prometheus:
 
     async def scraped(self, metric: str) -> int:
         """Return the sum of a metric of its discovery over all jobs that are scraped."""
-        metrics = (await self.ask("/metrics")).decode()
-        found = re.findall(rf'^{metric}\{{[^}}]*name="scrape"[^}}]*\}} (\S+)$', metrics, re.MULTILINE)
-        return int(sum(map(float, found)))
+        (found,) = await self.all_scraped(metric)
+        return found
+
+    async def all_scraped(self, *metrics: str) -> tuple[int, ...]:
+        """Return such sums of one moment."""
+        told = (await self.ask("/metrics")).decode()
+        return tuple([_sum(told, metric) for metric in metrics])
 
     async def discovered(self) -> int:
         """Return how many targets its discovery has passed on."""
@@ -107,6 +113,11 @@ class Prometheus:
     async def reload(self) -> None:
         """Have it read its configuration again, and wait until it has put it in force."""
         await self.ask("/-/reload", "POST")
+
+
+def _sum(told: str, metric: str) -> int:
+    found = re.findall(rf'^{metric}\{{[^}}]*name="scrape"[^}}]*\}} (\S+)$', told, re.MULTILINE)
+    return int(sum(map(float, found)))
 
 
 @asynccontextmanager
@@ -122,10 +133,5 @@ async def running_prometheus(directory: Path, configuration: Mapping[str, object
         *(f"--web.listen-address=127.0.0.1:{port}", "--web.enable-lifecycle"),
     ]
     with log.open("wb") as said:
-        process = await trio.lowlevel.open_process(command, stdout=subprocess.DEVNULL, stderr=said)
-    try:
-        yield Prometheus(process, port, log)
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
+        async with running(command, stdout=subprocess.DEVNULL, stderr=said) as process:
+            yield Prometheus(process, port, log)

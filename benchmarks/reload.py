@@ -25,7 +25,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -46,6 +45,7 @@ from trio_sd.subscription import Throttle
 
 from .figures import FLOOR, OURS, Figure, at_least, at_most, interleaved, missing, ratio
 from .manager import BenchConfig
+from .processes import running
 from .prometheus import PROMETHEUS, Prometheus, installed, running_prometheus, version
 
 FEWEST_TOLD: Final = "targets, at the fewest: told to the consumer"
@@ -224,24 +224,16 @@ class Command:
 @asynccontextmanager
 async def running_command(config: Path) -> AsyncIterator[Command]:
     """Run the command for the time of the block."""
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "trio_sd", "run", str(config), "--output", "jsonl"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    try:
+    arguments = [sys.executable, "-m", "trio_sd", "run", str(config), "--output", "jsonl"]
+    async with running(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
         command = Command(process)
         async with process.stdout, process.stderr, trio.open_nursery() as nursery:
             nursery.start_soon(command.read_updates, process.stdout)
             nursery.start_soon(command.read_log, process.stderr)
             yield command
             nursery.cancel_scope.cancel()
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
 
 
 async def by_command(scene: Scene, rounds: int) -> tuple[Seen, int]:
@@ -298,15 +290,15 @@ class Watch:
         self._prometheus = prometheus
         self.told, self.gauge, self.held = Sight(), Sight(), Sight()
         self.followed = 0
-        self._updates = 0.0  # how many its discovery has passed on, and how many of them before the last reload
-        self._updates_before = 0.0
+        self._updates = 0  # how many its discovery has passed on, and how many of them before the last reload
+        self._updates_before = 0
 
     async def discovery(self) -> None:
         """Look at its discovery."""
         while True:
-            metrics = (await self._prometheus.ask("/metrics")).decode()
-            count = int(_sum(metrics, "prometheus_sd_discovered_targets"))
-            updates = _sum(metrics, "prometheus_sd_updates_total")
+            count, updates = await self._prometheus.all_scraped(
+                "prometheus_sd_discovered_targets", "prometheus_sd_updates_total"
+            )
             self.gauge.see(count)
             # Counted just before the gauge is set, so only what has been so for a while counts.
             if self._updates == updates > self._updates_before:
@@ -336,11 +328,6 @@ class Watch:
         """Have it reload. What the gauge says from then on was not passed on before the next update."""
         self._updates_before = self._updates
         await self._prometheus.reload()
-
-
-def _sum(metrics: str, name: str) -> float:
-    """Return the sum of a metric over all jobs that are scraped."""
-    return sum(map(float, re.findall(rf'^{name}\{{[^}}]*name="scrape"[^}}]*\}} (\S+)$', metrics, re.MULTILINE)))
 
 
 async def by_prometheus(scene: Scene, rounds: int) -> Sights:

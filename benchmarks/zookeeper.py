@@ -33,6 +33,7 @@ from pathlib import Path
 import trio
 
 from .figures import FLOOR, OURS, Aim, Figure, at_least, at_most, interleaved, missing, ratio
+from .processes import running
 from .prometheus import PROMETHEUS, installed, running_prometheus, version
 
 try:
@@ -126,15 +127,8 @@ async def follower(who: str, hosts: str, count: int, *roots: str) -> AsyncIterat
     """Run a follower for the time of the block."""
     name = "ours" if who == OURS else who
     command = [sys.executable, "-m", "benchmarks.zookeeper_clients", name, hosts, str(count), *roots]
-    process = await trio.lowlevel.open_process(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=str(REPOSITORY)
-    )
-    try:
+    async with running(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY) as process:
         yield Client(process)
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
 
 
 class Writer:

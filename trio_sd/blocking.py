@@ -394,10 +394,9 @@ class BlockingUpdates:
     async def _receive(self, wait: _Wait) -> Update:
         self._waits = [one for one in self._waits if not one.taken]
         self._waits.append(wait)
+        # Perhaps this one, too: Trio starts tasks in any order, and the caller's next wait may be here before it.
         for one in self._waits:
-            if (
-                one.gone
-            ):  # perhaps this one: Trio starts tasks in any order, the caller's next one may be here before it
+            if one.gone:
                 one.scope.cancel()
         try:
             with wait.scope:

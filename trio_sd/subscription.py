@@ -13,8 +13,8 @@ newest state on a channel of capacity 0.
 An offer that nobody has taken yet must not grow old: a consumer that comes back after a long time is to receive what is
 true at that moment, not what was when it was last away. Nobody has seen the update that is on offer, so a change brings
 it up to date where it is, inside the sync call that made the change. No task runs: hundreds who stay away cost every
-change a microsecond each, and nothing that they could notice. Reading the store again is cheap, since the work of an
-update is done when its changes are first looked at.
+change some microseconds each, and nothing that they could notice. Reading the store again is cheap, since the work of
+an update is done when its changes are first looked at.
 
 Who pauses, and has been told that there is something new, is not told again: :class:`Subscribers` goes through those
 only who do not know yet, so hundreds who pause cost a change nothing.
