@@ -22,11 +22,12 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_sd.discoverer import DiscovererConfig, DiscovererOptions
-from trio_sd.discovery.file import FileSDConfig, parse
+from trio_sd.discovery.file import FileSDConfig
 from trio_sd.discovery.file.result import changes
 from trio_sd.discovery.file.scan import ScanRequest, scan
 from trio_sd.manager import Manager, open_manager
 from trio_sd.subscription import Throttle
+from trio_sd.target_lists import decode
 from trio_sd.targets import TargetGroup
 from trio_sd.testing import FakeDiscoverer, group
 
@@ -260,14 +261,14 @@ def test_a_large_file_of_which_one_group_changed_is_decoded_in_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = 0
-    make = parse._JSONGroups.make
+    make = decode._JSONGroups.make
 
-    def count(source: parse._JSONGroups, index: int, item: object) -> TargetGroup:
+    def count(source: decode._JSONGroups, index: int, item: object) -> TargetGroup:
         nonlocal made
         made += 1
         return make(source, index, item)
 
-    monkeypatch.setattr(parse._JSONGroups, "make", count)
+    monkeypatch.setattr(decode._JSONGroups, "make", count)
     file = tmp_path / "a.json"
     content = [{"targets": [f"host-{n}:80"], "labels": {"zone": f"z{n}"}} for n in range(2_000)]
     file.write_text(json.dumps(content))

@@ -17,7 +17,7 @@ import trio
 import trio.testing
 
 from trio_sd.discoverer import DiscovererOptions
-from trio_sd.discovery.file import FileSDConfig, Parsed, workers
+from trio_sd.discovery.file import FileSDConfig, workers
 from trio_sd.discovery.file import watcher as watching
 from trio_sd.discovery.file.discoverer import FileDiscoverer
 from trio_sd.discovery.file.parse import Parse, parse_again
@@ -27,6 +27,7 @@ from trio_sd.discovery.file.watcher import Event, Watcher, WatchError, open_watc
 from trio_sd.durations import Duration
 from trio_sd.limits import Limits
 from trio_sd.resources import Resources
+from trio_sd.target_lists import Parsed
 from trio_sd.targets import TargetGroup
 
 _NAME = "file_sd_cases.json"

@@ -37,6 +37,7 @@ FLOORS = {
     "set_configs": 1,
     "resources": 1,
     "config": 2,
+    "target_lists": 2,
     "state": 2,
     "provider": 3,
     "subscription": 3,

@@ -21,11 +21,12 @@ import trio
 from .config import Config, content_digest
 from .discoverer import DiscovererOptions, Registry
 from .discovery import load_config
-from .discovery.file import FileDiscoverer, Parsed
+from .discovery.file import FileDiscoverer
 from .errors import ConfigError
 from .limits import Limits
 from .manager import Manager
 from .resources import Resources
+from .target_lists import Parsed
 from .targets import TargetGroup
 
 __all__ = ["ReloadStatistics", "Reloader", "load", "reload_on_sighup"]

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from ...target_lists import Outline
 from ...targets import TargetGroup
-from .outline import Outline
 from .patterns import clean
 
 __all__ = ["File", "ScanResult", "WatchedNames", "all_groups", "changes", "restore"]

@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 from ...config import content_digest
 from ...errors import ConfigError
 from ...limits import Limits
+from ...target_lists import Parsed
 from ...targets import TargetGroup
-from .outline import Parsed
 from .parse import Parse, parse_again
 from .patterns import Pattern
 from .result import File, ScanResult, WatchedNames

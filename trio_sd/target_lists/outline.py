@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from ...targets import TargetGroup
+from ..targets import TargetGroup
 
 __all__ = ["GroupSource", "Outline", "Parsed", "read_groups"]
 

@@ -1,4 +1,4 @@
-"""A large JSON file of which a part has changed says what it says when it is read as a whole."""
+"""A large JSON list of which a part has changed says what it says when it is read as a whole."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from trio_sd.discovery.file import Parsed, parse
 from trio_sd.errors import ConfigError
 from trio_sd.limits import Limits
+from trio_sd.target_lists import Origin, Parsed, decode, parse_json
 from trio_sd.targets import TargetGroup
 
 LIMITS = Limits(groups=60)
-PATH = "/t.json"
+ORIGIN = Origin("/t.json", "__meta_filepath")
 
 
 @pytest.fixture(autouse=True)
-def _every_file_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parse, "_WORTH_AN_OUTLINE", 0)
+def _every_list_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "_WORTH_AN_OUTLINE", 0)
 
 
 def whole(content: bytes) -> tuple[TargetGroup, ...] | str:
-    """Return what a file says, read by the one that knows no outlines, or why it can't be used."""
+    """Return what a list says, read by the one that knows no outlines, or why it can't be used."""
     try:
-        return tuple(parse._decode_json(content.decode("utf-8", "replace"), PATH, LIMITS))
+        return tuple(decode._decode_json(content.decode("utf-8", "replace"), ORIGIN, LIMITS))
     except ConfigError as error:
         return str(error)
 
 
 def again(content: bytes, before: Parsed | None) -> Parsed | str:
     try:
-        return parse.parse_again(content, PATH, LIMITS, before)
+        return parse_json(content, ORIGIN, LIMITS, before)
     except ConfigError as error:
         return str(error)
 
@@ -92,13 +92,13 @@ def test_only_what_has_changed_is_decoded(monkeypatch: pytest.MonkeyPatch) -> No
     before = again(text_of(*GROUPS), None)
     assert isinstance(before, Parsed)
     made: list[int] = []
-    make = parse._JSONGroups.make
+    make = decode._JSONGroups.make
 
-    def note(source: parse._JSONGroups, index: int, item: object) -> TargetGroup:
+    def note(source: decode._JSONGroups, index: int, item: object) -> TargetGroup:
         made.append(index)
         return make(source, index, item)
 
-    monkeypatch.setattr(parse._JSONGroups, "make", note)
+    monkeypatch.setattr(decode._JSONGroups, "make", note)
     again(text_of(*GROUPS[:7], group("other:80"), *GROUPS[8:]), before)
     assert made == [7]
 
