@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
@@ -9,10 +10,13 @@ from enum import Enum
 from typing import Any, Literal, Self
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trio_sd.config import IGNORED, Duration, Ignored, Node, SequenceNode, decode, decode_target_group, parse_yaml
 from trio_sd.config.groups import decode_labels
 from trio_sd.errors import ConfigError, FieldError
+from trio_sd.http_config import Claims
 from trio_sd.limits import Limits
 from trio_sd.targets import Labels
 
@@ -269,6 +273,70 @@ def test_what_an_object_says_of_itself_is_told_where_it_stands(text: str, messag
 def test_types_that_can_not_be_read_are_a_programming_error(cls: type) -> None:
     with pytest.raises(TypeError, match="can't decode a field of type"):
         read("{value: 1}", cls)
+
+
+# Claims
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *[(word, None) for word in ("", "~", "null", "!!null x")],
+        *[(word, True) for word in ("y", "Yes", "on", "TRUE")],
+        *[(word, False) for word in ("n", "No", "off", "FALSE")],
+        *[("12", 12), ("-1_2", -12), ("+0x1F", 31), ("010", 8), ("0b11", 3), ("18446744073709551615", 2**64 - 1)],
+        *[("1.5", 1.5), (".5", 0.5), ("-1e3", -1000.0), ("08", 8.0)],
+        *[(word, word) for word in ("a", "tRue", "1x", "_", "2001-01-01", "1:30", "0x", "nan", "a" * 1000)],
+        *[(f"{quote}{word}{quote}", word) for quote in "\"'" for word in ("", "~", "yes", "12", ".nan")],
+        *[("!!str 12", "12"), ("! yes", "yes"), ("!!binary aGk=", "hi"), ("|\n  1\n", "1\n")],
+        ("[]", []),
+        ("[1, [no], {b: }]", [1, [False], {"b": None}]),
+        ("{}", {}),
+        ("{1: a, ~: b, yes: c}", {"1": "a", "": "b", "yes": "c"}),
+        ("{<<: {b: 1, c: 2}, c: 3}", {"b": 1, "c": 3}),
+    ],
+)
+def test_claims_are_what_yaml_takes_them_for(text: str, value: object) -> None:
+    found = read(f"a: {text}", Claims)
+    assert found == Claims.of({"a": value})
+    assert found.values() == {"a": value}
+
+
+TEXTS = st.text("a1.-_~yn{}:,#'\"\\ \nü", max_size=5)
+SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(-1e3, 1e3) | TEXTS
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=5
+)
+
+
+@given(st.dictionaries(TEXTS, VALUES))
+def test_claims_written_as_json_are_what_they_are(values: dict[str, object]) -> None:
+    assert read(json.dumps(values), Claims) == Claims.of(values)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[a]", "f.yml:1:1: j: found a list, expected a mapping"),
+        ("a", "f.yml:1:1: j: found a string, expected a mapping"),
+        *[
+            (f"a: {word}", f'f.yml:1:4: j.a: found "{word}", expected a number from -2^63 to 2^64, or quotes around it')
+            for word in (".nan", "-.Inf", "18446744073709551616", "1e400", "9" * 65)
+        ],
+        (
+            "a:\n- b\n- {c: .inf}",
+            'f.yml:3:7: j.a[1].c: found ".inf", expected a number from -2^63 to 2^64, or quotes around it',
+        ),
+        ("a: !!binary /w==", 'f.yml:1:4: j.a: "\\xff" is not valid UTF-8'),
+        ("!!binary /w==: a", 'f.yml:1:1: j: "\\xff" is not valid UTF-8'),
+        (
+            "a: [!!int 3]",
+            'f.yml:1:5: j.a[0]: found the tag "tag:yaml.org,2002:int", expected none, or the one of a string',
+        ),
+    ],
+)
+def test_claims_that_are_refused(text: str, message: str) -> None:
+    assert refused(text, Claims, path="j") == message
 
 
 # Target groups

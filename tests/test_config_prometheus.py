@@ -666,6 +666,12 @@ RUN_FOR_REAL = {
     "nerve-relative-path",
     "nerve-empty-path",
     "nerve-ok",
+    "http_url_no_scheme.bad.yml",
+    "http_url_no_host.bad.yml",
+    "http_url_bad_scheme.bad.yml",
+    "http-no-url",
+    "http-basic-and-bearer",
+    "consul-user-and-basic",
 }
 """Cases of mechanisms that are not replaced here: they run with the registry of the package."""
 
@@ -749,9 +755,6 @@ NOT_BUILT = {
     "outscale_no_region.bad.yml",
     "outscale_no_secret.bad.yml",
     "outscale_two_secrets.bad.yml",
-    "http_url_no_scheme.bad.yml",
-    "http_url_no_host.bad.yml",
-    "http_url_bad_scheme.bad.yml",
     "uyuni_no_server.bad.yml",
     "uyuni_token_file.bad.yml",
     "ionos_datacenter.bad.yml",
@@ -761,12 +764,9 @@ NOT_BUILT = {
     "dns-port-missing-MX",
     "dns-port-missing-NS",
     "dns-bad-type",
-    "http-no-url",
-    "http-basic-and-bearer",
     "docker-no-host",
     "docker-bad-url",
     "dockerswarm-bad-role",
-    "consul-user-and-basic",
     "kubernetes-no-role",
 }
 """Cases of mechanisms that the registry of this module lacks: refused as that."""

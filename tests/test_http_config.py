@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pprint
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from trio_sd.http_config import (
     RESERVED_HEADERS,
     Authorization,
     BasicAuth,
+    Claims,
     HTTPClientConfig,
     HTTPHeader,
     OAuth2,
@@ -92,7 +93,7 @@ def test_a_section_for_oauth2() -> None:
           signature_algorithm: RS512
           iss: me
           audience: you
-          claims: {a: [b, {c: 1}]}
+          claims: {b: [yes, {d: 010, c: ~}], a: "1"}
           scopes: [r, w]
           token_url: https://login
           endpoint_params: {password: hunter2}
@@ -101,7 +102,9 @@ def test_a_section_for_oauth2() -> None:
         """
     ).oauth2
     assert section is not None
-    assert replace(section, claims=None) == OAuth2(
+    assert section.claims
+    assert section.claims.values() == {"a": "1", "b": [True, {"c": None, "d": 8}]}
+    assert section == OAuth2(
         client_id="i",
         client_certificate_key_id="k",
         client_certificate_key=Secret("hunter2"),
@@ -109,6 +112,7 @@ def test_a_section_for_oauth2() -> None:
         signature_algorithm="RS512",
         iss="me",
         audience="you",
+        claims=Claims.of({"b": [True, {"d": 8, "c": None}], "a": "1"}),
         scopes=("r", "w"),
         token_url="https://login",
         endpoint_params={"password": Secret("hunter2")},
@@ -182,6 +186,26 @@ def test_relative_paths_are_those_of_the_file() -> None:
     assert HTTPClientConfig().with_directory("/dir") == HTTPClientConfig()
 
 
+def claims(text: str) -> Claims | None:
+    section = read(f"oauth2: {{{TOKEN_AT}, claims: {text}}}").oauth2
+    assert section is not None
+    return section.claims
+
+
+def test_claims_are_values() -> None:
+    assert claims("{a: 1, b: {d: x, c: y}}") == claims("{b: {c: y, d: x}, a: 0b1}") == claims("{b: {c: y, d: x}, a: 1}")
+    assert hash(claims("{a: [1]}")) == hash(claims("{a: [1]}"))
+    assert len({claims("{a: 1}"), claims("{a: true}"), claims("{a: '1'}"), claims("{}"), claims("~")}) == 5
+    assert claims("{}") == Claims() == Claims.of({})
+    assert claims("~") is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_claims_are_what_json_has(value: float) -> None:
+    with pytest.raises(ValueError):
+        Claims.of({"a": [value]})
+
+
 # What is refused, and where
 
 ONE_BEARER = "at most one of bearer_token & bearer_token_file must be configured"
@@ -236,7 +260,11 @@ JWT = "grant_type: 'urn:ietf:params:oauth:grant-type:jwt-bearer'"
             f"oauth2: {{{TOKEN_AT}, {JWT}, signature_algorithm: HS256}}",
             "1:118: oauth2.signature_algorithm: valid signature algorithms are RS256, RS384 and RS512",
         ),
-        (f"oauth2: {{{TOKEN_AT}, claims: [a]}}", "1:46: oauth2.claims: expected a mapping of claims"),
+        (f"oauth2: {{{TOKEN_AT}, claims: [a]}}", "1:46: oauth2.claims: found a list, expected a mapping"),
+        (
+            f"oauth2: {{{TOKEN_AT}, claims: {{a: [.nan]}}}}",
+            '1:51: oauth2.claims.a[0]: found ".nan", expected a number from -2^63 to 2^64, or quotes around it',
+        ),
         (
             f"oauth2: {{{TOKEN_AT}, no_proxy: x}}",
             "1:48: oauth2.no_proxy: if no_proxy is configured, proxy_url must also be configured",

@@ -68,7 +68,16 @@ class FieldError(ValueError):
 
 
 class DiscoveryError(TrioSDError):
-    """A discoverer could not find out what it was asked for; what it found before is still shown."""
+    """A discoverer could not find out what it was asked for; what it found before is still shown.
+
+    Args:
+      message: what went wrong, where, what was found and what was expected.
+      retry_after: seconds for which who was asked does not want to be asked again, or ``None``.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 def unwrapped(errors: ExceptionGroup[Exception]) -> Exception:

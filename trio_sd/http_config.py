@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Final, Self
 from urllib.parse import unquote
@@ -22,6 +23,7 @@ from .secrets import Secret, SecretError
 from .tls import TLSConfig
 
 __all__ = [
+    "JWT_BEARER",
     "RESERVED_HEADERS",
     "Authorization",
     "BasicAuth",
@@ -31,6 +33,9 @@ __all__ = [
     "OAuth2",
     "ProxyConfig",
     "check_url",
+    "secret_of",
+    "sendable",
+    "without_password",
 ]
 
 RESERVED_HEADERS: Final = frozenset(
@@ -57,10 +62,12 @@ RESERVED_HEADERS: Final = frozenset(
 )
 """Names, in lower case, of headers that ``http_headers`` may not set: they belong to the connection or the client."""
 
+JWT_BEARER: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+"""The grant type of RFC 7523, of which the client signs what it says of itself."""
+
 _NO_SECRET: Final = Secret()
 _NO_TLS: Final = TLSConfig()
 _NULL_IS_EMPTY: Final = MappingProxyType({"null": "empty"})  # as in Go: `follow_redirects:` without a value is false
-_JWT_BEARER: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 _SIGNATURE_ALGORITHMS: Final = ("RS256", "RS384", "RS512")
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
@@ -97,6 +104,15 @@ def check_url(url: str) -> None:
         _check_authority(authority)
         rest = slash + path
     _check_escapes(rest)
+
+
+def without_password(url: str) -> str:
+    """Return a URL as it may be shown: with ``xxxxx`` for a password in it, as Prometheus shows it."""
+    head, at, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    user_info, found, host = authority.rpartition("@")
+    user, colon, _ = user_info.partition(":")
+    return f"{head}{at}{user}:xxxxx@{host}{slash}{path}" if found and colon else url
 
 
 def _check_authority(authority: str) -> None:
@@ -171,8 +187,8 @@ class BasicAuth:
         Raises:
           SecretError: a file can't be read, or there is no secret manager to ask.
         """
-        username = _read("username", Secret(self.username), self.username_file, self.username_ref)
-        password = _read("password", self.password, self.password_file, self.password_ref)
+        username = secret_of("username", Secret(self.username), self.username_file, self.username_ref)
+        password = secret_of("password", self.password, self.password_file, self.password_ref)
         pair = f"{username.reveal()}:{password.reveal()}"
         return Secret(f"Basic {base64.b64encode(pair.encode()).decode()}")
 
@@ -217,9 +233,9 @@ class Authorization:
         Raises:
           SecretError: the file can't be read, or holds what no header can, or there is no secret manager to ask.
         """
-        credentials = _read("credentials", self.credentials, self.credentials_file, self.credentials_ref)
+        credentials = secret_of("credentials", self.credentials, self.credentials_file, self.credentials_ref)
         value = Secret(f"{self.type} {credentials.reveal()}")
-        return _sendable("Authorization", value, _source("credentials", self.credentials_file))
+        return sendable("Authorization", value, _source("credentials", self.credentials_file))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,18 +283,29 @@ class ProxyConfig:
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What ``claims`` adds to a JWT: any mapping. It is accepted and not kept, because nothing here makes a JWT."""
+    """What ``claims`` adds to a JWT: any mapping, as JSON.
+
+    A text can be hashed, and tells 1 from true, which mappings that are compared do not.
+
+    Attributes:
+      text: the JSON; use :meth:`of`, so that equal claims are equal texts.
+    """
+
+    text: str = "{}"
 
     @classmethod
-    def decode(cls, node: object, path: str) -> Self:
-        """Return the one value, if ``node`` is a mapping node.
+    def of(cls, values: Mapping[str, object]) -> Self:
+        """Return the claims ``values``: what JSON can hold, with lists and dictionaries.
 
         Raises:
-          ValueError: it is none.
+          ValueError: a number is infinite, or none.
         """
-        if not hasattr(node, "entries"):
-            raise ValueError("expected a mapping of claims")
-        return cls()
+        return cls(json.dumps(values, allow_nan=False, sort_keys=True, separators=(",", ":")))
+
+    def values(self) -> Mapping[str, object]:
+        """Return the claims by their names."""
+        values: dict[str, object] = json.loads(self.text)
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,11 +361,11 @@ class OAuth2(ProxyConfig):
             raise FieldError("client_id", "oauth2 client_id must be configured")
         if not self.token_url:
             raise FieldError("token_url", "oauth2 token_url must be configured")
-        jwt = self.grant_type == _JWT_BEARER
+        jwt = self.grant_type == JWT_BEARER
         name = "client_certificate_key" if jwt else "client_secret"
         names = (name, f"{name}_file", f"{name}_ref")
         message = f"at most one of oauth2 {names[0]}, {names[1]} & {names[2]} must be configured using grant-type="
-        _at_most_one(self, names, message + (_JWT_BEARER if jwt else "client_credentials"))
+        _at_most_one(self, names, message + (JWT_BEARER if jwt else "client_credentials"))
         if jwt and self.signature_algorithm and self.signature_algorithm not in _SIGNATURE_ALGORITHMS:
             raise FieldError("signature_algorithm", "valid signature algorithms are RS256, RS384 and RS512")
 
@@ -370,6 +397,11 @@ class HTTPHeader:
         """Return this with relative paths of files taken from ``directory``."""
         return replace(self, files=tuple(_joined(directory, file) for file in self.files))
 
+    @property
+    def is_secret(self) -> bool:
+        """Whether it has a value that nobody may see."""
+        return bool(self.secrets or self.files)
+
     def read(self, name: str) -> Iterator[Secret]:
         """Yield the values of the header ``name``, those of files as the files are now. Blocks.
 
@@ -377,11 +409,11 @@ class HTTPHeader:
           SecretError: a file can't be read, or a value is what no header can be.
         """
         for value in self.values:
-            yield _sendable(name, Secret(value), "the field values")
+            yield sendable(name, Secret(value), "the field values")
         for secret in self.secrets:
-            yield _sendable(name, secret, "the field secrets")
+            yield sendable(name, secret, "the field secrets")
         for file in self.files:
-            yield _sendable(name, Secret.read(file), quote(file))
+            yield sendable(name, Secret.read(file), quote(file))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -458,6 +490,24 @@ class HTTPClientConfig(ProxyConfig):
             http_headers=self.http_headers and _headers_with_directory(self.http_headers, directory),
         )
 
+    def client_config(self) -> HTTPClientConfig:
+        """Return these keys alone, of a section that has more."""
+        return HTTPClientConfig(**{key.name: getattr(self, key.name) for key in fields(HTTPClientConfig)})
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether who speaks as this says has to read files, and so may have to wait for a disk."""
+        basic, bearer, oauth2 = self.basic_auth, self._bearer(), self.oauth2
+        return any(
+            (
+                basic and (basic.username_file or basic.password_file),
+                bearer and bearer.credentials_file,
+                oauth2 and (oauth2.client_secret_file or oauth2.client_certificate_key_file),
+                self.tls_config.files,
+                *(header.files for header in (self.http_headers or {}).values() if header),
+            )
+        )
+
     def request_headers(self) -> tuple[tuple[str, Secret], ...]:
         """Return names and values of the headers to send, with what the files hold now: read anew at each call.
 
@@ -495,8 +545,18 @@ def _headers_with_directory(
     return type(headers)(resolved)  # type: ignore[call-arg]  # as hashable as it was: a mapping made of a dictionary
 
 
-def _read(name: str, given: Secret, file: str, ref: str) -> Secret:
-    """Return what was ``given``, or what ``file`` holds now; without either, an empty secret."""
+def secret_of(name: str, given: Secret, file: str, ref: str) -> Secret:
+    """Return what was ``given``, or what ``file`` holds now; without either, an empty secret. Blocks.
+
+    Args:
+      name: what the field is called that it may be given by.
+      given: what stands in that field.
+      file: what stands in the field ``<name>_file``.
+      ref: what stands in the field ``<name>_ref``.
+
+    Raises:
+      SecretError: the file can't be read, or there is no secret manager to ask.
+    """
     if ref:
         raise SecretError(f"can't use {name}_ref {quote(ref)}: there is no secret manager to ask")
     return Secret.read(file) if file else given
@@ -506,8 +566,13 @@ def _source(name: str, file: str) -> str:
     return quote(file) if file else f"the field {name}"
 
 
-def _sendable(name: str, value: Secret, source: str) -> Secret:
+def sendable(name: str, value: Secret, source: str) -> Secret:
     """Return the value of a header as it is sent: no white space around it.
+
+    Args:
+      name: the name of the header.
+      value: what to send.
+      source: what to call the place that the value is from.
 
     Raises:
       SecretError: it has a control character, and would end the header; a client's own error might show it.

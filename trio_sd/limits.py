@@ -16,13 +16,15 @@ class Limits:
 
     Attributes:
       file_bytes: size of one configuration or target file.
-      groups: target groups in one target file.
+      http_body_bytes: size of one answer of an HTTP server.
+      groups: target groups in one target file or answer.
       labels: labels of one target group.
       depth: nesting of collections in a YAML document.
       nodes: nodes of one YAML document, each alias counted with everything that it repeats.
     """
 
     file_bytes: int = 64 * 1024 * 1024
+    http_body_bytes: int = 64 * 1024 * 1024
     groups: int = 1_000_000
     labels: int = 1_000
     depth: int = 100

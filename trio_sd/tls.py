@@ -104,6 +104,11 @@ class TLSConfig:
             key_file=_joined(directory, self.key_file),
         )
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that :meth:`context` reads."""
+        return tuple(file for file in (self.ca_file, self.cert_file, self.key_file) if file)
+
     def context(self) -> ssl.SSLContext:
         """Return a new context for connections to servers, made of what the files hold now.
 

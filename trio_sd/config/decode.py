@@ -17,6 +17,7 @@ field type                              accepts
 ``Mapping[str, T]``                     a mapping, kept as :class:`~trio_sd.config.FrozenMapping`
 a dataclass                             a mapping whose keys are its fields
 a class with ``decode(node, path)``     what that classmethod makes of the node
+``Claims``                              a mapping of anything, as YAML 1.1 takes it
 ``Ignored``                             anything; known, and passed over
 ======================================  ==============================================================================
 
@@ -39,6 +40,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar, Union, cast
 
 from ..durations import Duration
 from ..errors import ConfigError, FieldError
+from ..http_config import Claims
 from ..messages import is_utf8, item_path, key_path, printable, quote, unknown_key
 from ..secrets import Secret
 from ..targets import Labels
@@ -64,6 +66,7 @@ _TRUE: Final = frozenset({"y", "Y", "yes", "Yes", "YES", "true", "True", "TRUE",
 _FALSE: Final = frozenset({"n", "N", "no", "No", "NO", "false", "False", "FALSE", "off", "Off", "OFF"})
 _INTEGER: Final = re.compile(r"[-+]?(0b[01]+|0x[0-9a-fA-F]+|0o?[0-7]+|0|[1-9][0-9]*)")
 _FLOAT: Final = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_TAGS_OF_STRINGS: Final = frozenset({None, "!", "tag:yaml.org,2002:str", "tag:yaml.org,2002:binary"})
 _FLOAT_WORDS: Final = types.MappingProxyType(
     {
         **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
@@ -266,6 +269,33 @@ def _mapping_expected(node: Node, path: str) -> ConfigError:
     return _mismatch(node, path, "a mapping", secret=True)  # easily written where the mapping that holds it belongs
 
 
+def _claims(node: Node, path: str) -> Claims:
+    return Claims.of(_items(_anything, node, path))
+
+
+def _anything(node: Node, path: str) -> object:
+    """Return what YAML 1.1 takes ``node`` for, if JSON has it as well."""
+    if isinstance(node, MappingNode):
+        return _items(_anything, node, path)
+    if isinstance(node, SequenceNode):
+        return list(_list(_anything, node, path))
+    if is_null(node):
+        return None
+    if node.tag not in _TAGS_OF_STRINGS:
+        raise node.error(f"found the tag {quote(str(node.tag))}, expected none, or the one of a string", path)
+    text = _plain_text(node)
+    if text in _TRUE or text in _FALSE:
+        return text in _TRUE
+    if text in _FLOAT_WORDS or _looks_like_a_number(text):
+        return _number(node, path, "a number from -2^63 to 2^64, or quotes around it")
+    return _string(node, path)
+
+
+def _looks_like_a_number(text: str) -> bool:
+    digits = text.replace("_", "")
+    return bool(_INTEGER.fullmatch(digits) or _FLOAT.fullmatch(digits))
+
+
 def _by_itself(cls: _Class, node: Node, path: str) -> object:
     try:
         return cls.decode(node, path)
@@ -283,6 +313,7 @@ _SIMPLE: Final[Mapping[object, _Decoder]] = types.MappingProxyType(
         Duration: _duration,
         Ignored: _ignored,
         Labels: _labels,
+        Claims: _claims,
     }
 )
 

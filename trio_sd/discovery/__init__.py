@@ -22,14 +22,18 @@ __all__ = ["default_registry", "load_config"]
 
 def default_registry() -> Registry:
     """Return the mechanisms of this package by their keys; an immutable mapping, made anew for each caller."""
+    from .consul import ConsulSDConfig
     from .file import FileSDConfig
+    from .http import HTTPSDConfig
     from .static import StaticConfig
     from .zookeeper import NerveSDConfig, ServersetSDConfig
 
     return MappingProxyType(
         {
             "static_configs": StaticConfig,
+            "consul_sd_configs": ConsulSDConfig,
             "file_sd_configs": FileSDConfig,
+            "http_sd_configs": HTTPSDConfig,
             "nerve_sd_configs": NerveSDConfig,
             "serverset_sd_configs": ServersetSDConfig,
         }

@@ -21,7 +21,6 @@ any; they are set by the reads themselves, and each ends when it is triggered.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import math
 import random
@@ -31,7 +30,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ...discoverer import DiscovererOptions, DiscovererStatistics
-from ...errors import DiscoveryError
+from ...extras import require
 from ...messages import quote
 from ...targets import TargetGroup
 from .ensemble import Ensemble
@@ -146,10 +145,7 @@ class ZooKeeperDiscoverer:
         Raises:
           DiscoveryError: kazoo is missing, or the session can't go on.
         """
-        if importlib.util.find_spec("kazoo") is None:
-            raise DiscoveryError(
-                "ZooKeeper discovery needs kazoo, which is not installed; the extra trio-sd[zookeeper] has it"
-            )
+        require("kazoo", "ZooKeeper discovery", "zookeeper")
         from .session import open_session
 
         async with (

@@ -1,0 +1,83 @@
+"""How Consul is asked, and what its index means. Pure.
+
+A *blocking query* tells the index of the answer before, and is answered when there is a later one, or after a while
+with the same. https://developer.hashicorp.com/consul/api-docs/features/blocking has the rules for clients:
+
+- an answer whose index is the one before says nothing new;
+- an index that goes backwards, as after a snapshot is restored, is forgotten, and the next query does not block;
+- neither does a query after an index of zero, which says that there is none.
+
+What a client is told may be old: with ``stale`` by any server, which may lag behind. An index that goes backwards may
+be the sign of one; so before such an answer is believed, the leader is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import quote, urlencode
+
+__all__ = ["DEADLINE", "Place", "Position", "index_of"]
+
+_WAIT: Final = 120.0  # seconds for which a server is asked to wait, as in Prometheus
+DEADLINE: Final = _WAIT + 15.0
+"""Seconds for which to wait for an answer: servers wait up to a sixteenth longer than they are asked to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which Consul to ask, and of what part of it.
+
+    Attributes:
+      base: the URL of the server, without a slash at its end.
+      datacenter: the server's own if empty.
+      namespace: the default one if empty.
+      partition: that of the server if empty.
+    """
+
+    base: str
+    datacenter: str = ""
+    namespace: str = ""
+    partition: str = ""
+
+    def url(self, *path: str, query: Sequence[tuple[str, str]] = ()) -> str:
+        """Return the URL of ``path`` below ``/v1``, with what is to be asked of it."""
+        own = (("dc", self.datacenter), ("ns", self.namespace), ("partition", self.partition))
+        text = urlencode([*((name, value) for name, value in own if value), *query])
+        return f"{self.base}/v1/{'/'.join(quote(part, safe='') for part in path)}{'?' if text else ''}{text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where in the history of one query a client is.
+
+    Attributes:
+      index: of the last answer; 0 if there is none to go on from.
+    """
+
+    index: int = 0
+
+    def query(self, *, stale: bool) -> Sequence[tuple[str, str]]:
+        """Return what makes a query block until something happens after this position."""
+        query = [("stale", "")] if stale else []
+        if self.index:
+            query.append(("index", str(self.index)))
+        return [*query, ("wait", f"{_WAIT * 1000:.0f}ms")]
+
+    def after(self, answered: int) -> Position:
+        """Return the position after an answer with the index ``answered``."""
+        return Position() if answered < self.index else Position(answered)
+
+    def is_news(self, answered: int) -> bool:
+        """Return whether an answer with that index may differ from the one before."""
+        return not answered or answered != self.index
+
+    def goes_back(self, answered: int) -> bool:
+        """Return whether an answer with that index is from before this position."""
+        return answered < self.index
+
+
+def index_of(header: str) -> int:
+    """Return the index that the header ``X-Consul-Index`` tells, 0 if it tells none."""
+    return int(header[:20]) if header.isascii() and header.isdigit() else 0
