@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -148,6 +148,7 @@ def check(config: str, jobs: tuple[str, ...], timeout: Duration, format_: str | 
       trio-sd check prometheus.yml --timeout 5s
     """
     _require_stdout()
+    _allow_open_files()
     return trio.run(_check, config, jobs, timeout.seconds, format_ or _table_or("json"))
 
 
@@ -209,6 +210,7 @@ def explain(
     """
     _require_stdout()
     chosen = TargetFilter(addresses, labels)
+    _allow_open_files()
     return trio.run(_explain, config, job, chosen, timeout.seconds, format_ or _table_or("json"))
 
 
@@ -427,6 +429,7 @@ def run(
     _ignore_what_asks_for_something()
     # What is found stays for long, and goes without cycles. The collector would go through it again and again.
     gc.set_threshold(50_000, 20, 20)
+    _allow_open_files()
     output = output or _table_or("jsonl")
     if output != "none":
         _require_stdout("; use --output none")
@@ -643,6 +646,18 @@ def _require_stdout(instead: str = "") -> None:
     """Refuse to write to a stdout that is closed: its descriptor may be somebody else's by now."""
     if sys.stdout is None:
         raise click.UsageError(f"stdout is closed, so there is nowhere to write to{instead}")
+
+
+def _allow_open_files() -> None:
+    """Raise the limit on open files to what the system allows, as Go does: each endpoint that is asked takes one."""
+    try:
+        import resource  # there is none on Windows
+    except ImportError:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):  # on macOS the hard limit is more than there may be
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _ignore_what_asks_for_something() -> None:

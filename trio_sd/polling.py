@@ -251,7 +251,7 @@ class Polling:
     def __init__(self, options: DiscovererOptions, rng: random.Random) -> None:
         self.options: Final = options
         """What the engine handed over."""
-        self.counters: Final[Counter[str]] = Counter(looks=0, failures=0)
+        self.counters: Final[Counter[str]] = Counter(looks=0, failures=0, look_microseconds=0)
         """Figures to tell in statistics; a mechanism may add its own."""
         self._rng = rng
         self._findings = Findings(options.last_known)
@@ -314,7 +314,7 @@ class Polling:
     async def _look(self, part: str, look: Look, deadline: float) -> Exception | None:
         """Look once and take what was found; return what went wrong, or ``None``."""
         error: Exception | None = None
-        self.counters["looks"] += 1
+        began = trio.current_time()
         try:
             with trio.move_on_after(deadline) as scope:
                 groups = await look()
@@ -327,6 +327,8 @@ class Polling:
                 error = DiscoveryError(f"no answer within {deadline:g} s")
         except* (TrioSDError, OSError) as errors:
             error = unwrapped(errors)
+        self.counters["looks"] += 1
+        self.counters["look_microseconds"] += round((trio.current_time() - began) * 1e6)
         if error is not None:
             await trio.lowlevel.checkpoint_if_cancelled()
             self.counters["failures"] += 1

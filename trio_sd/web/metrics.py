@@ -7,6 +7,7 @@ has sets and providers, and those of what is not configured any more are gone.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -71,6 +72,7 @@ class StatisticsCollector(Collector):
         """Yield all metrics."""
         observed = self._observe()
         yield from _prometheus_metrics(observed.managers)
+        yield from _polling_metrics(observed.managers)
         yield from _manager_metrics(observed.managers, observed.now)
         yield from _set_metrics(observed.managers)
         yield from _provider_metrics(observed.managers, observed.now)
@@ -182,6 +184,48 @@ def _prometheus_metrics(managers: Sequence[ManagerStatistics]) -> Iterator[Metri
         count_value=sum([each.details.counters.get("scans", 0) for each in files]),
         sum_value=sum([each.details.counters.get("scan_microseconds", 0) for each in files]) / 1e6,
     )
+
+
+_REFRESHES: Final = (
+    # Prometheus' names, the mechanism whose counter it is, and what the counter is called here.
+    ("prometheus_sd_dns_lookups_total", "The number of DNS-SD lookups.", "dns", "lookups"),
+    ("prometheus_sd_dns_lookup_failures_total", "The number of DNS-SD lookup failures.", "dns", "lookup_failures"),
+    ("prometheus_sd_http_failures_total", "Number of HTTP service discovery refresh failures.", "http", "failures"),
+    ("prometheus_sd_consul_rpc_failures_total", "The number of Consul RPC call failures.", "consul", "failures"),
+)
+
+
+def _polling_metrics(managers: Sequence[ManagerStatistics]) -> Iterator[Metric]:
+    """Yield what Prometheus tells of mechanisms that ask again and again."""
+    by_set: dict[tuple[str, str], Counter[str]] = {}
+    by_mechanism: dict[str, Counter[str]] = {}
+    for one in managers:
+        for each in one.providers:
+            mechanism = each.name.partition("/")[0]
+            counters = each.details.counters
+            by_mechanism.setdefault(mechanism, Counter()).update(counters)
+            # What waits for news, as a query of Consul does, is no refresh.
+            if "looks" in counters and mechanism != "consul":
+                for name in each.sets:
+                    by_set.setdefault((mechanism, name), Counter()).update(counters)
+    labels = ("mechanism", "config")
+    yield _counter(
+        "prometheus_sd_refresh_failures_total",
+        "Number of refresh failures for the given SD mechanism, by the providers that run.",
+        labels,
+        [(names, counters["failures"]) for names, counters in by_set.items()],
+    )
+    durations = SummaryMetricFamily(
+        "prometheus_sd_refresh_duration_seconds",
+        "The duration of a refresh in seconds for the given SD mechanism, by the providers that run.",
+        labels=labels,
+    )
+    for names, counters in by_set.items():
+        durations.add_metric(names, counters["looks"], counters["look_microseconds"] / 1e6)
+    yield durations
+    for name, text, mechanism, counter in _REFRESHES:
+        if mechanism in by_mechanism:
+            yield _counter(name, text, (), [((), by_mechanism[mechanism][counter])])
 
 
 def _manager_metrics(managers: Sequence[ManagerStatistics], now: float) -> Iterator[Metric]:
