@@ -672,6 +672,10 @@ RUN_FOR_REAL = {
     "http-no-url",
     "http-basic-and-bearer",
     "consul-user-and-basic",
+    "dns-no-names",
+    "dns-port-missing-MX",
+    "dns-port-missing-NS",
+    "dns-bad-type",
 }
 """Cases of mechanisms that are not replaced here: they run with the registry of the package."""
 
@@ -760,10 +764,6 @@ NOT_BUILT = {
     "ionos_datacenter.bad.yml",
     "ovhcloud_no_secret.bad.yml",
     "stackit_endpoint.bad.yml",
-    "dns-no-names",
-    "dns-port-missing-MX",
-    "dns-port-missing-NS",
-    "dns-bad-type",
     "docker-no-host",
     "docker-bad-url",
     "dockerswarm-bad-role",

@@ -38,10 +38,16 @@ from .targets import Labels, TargetGroup, join_host_port
 if TYPE_CHECKING:
     from .config import AlertmanagerSection, Config, ScrapeJob
     from .discovery import default_registry, load_config
+    from .discovery.consul import ConsulSDConfig
+    from .discovery.dns import DNSSDConfig
     from .discovery.file import FileSDConfig
+    from .discovery.http import HTTPSDConfig
     from .discovery.static import StaticConfig
     from .discovery.zookeeper import NerveSDConfig, ServersetSDConfig
+    from .http_client import HTTPClient, HTTPError, shared_http_client
+    from .http_config import HTTPClientConfig
     from .outputs.file_sd import TargetFiles, TargetFilesStatistics
+    from .polling import Polling, PollingDiscoverer
     from .reload import Reloader, ReloadStatistics, reload_on_sighup
 
 __all__ = [
@@ -50,6 +56,8 @@ __all__ = [
     "Changes",
     "Config",
     "ConfigError",
+    "ConsulSDConfig",
+    "DNSSDConfig",
     "Discoverer",
     "DiscovererConfig",
     "DiscovererOptions",
@@ -58,12 +66,18 @@ __all__ = [
     "Duration",
     "FieldError",
     "FileSDConfig",
+    "HTTPClient",
+    "HTTPClientConfig",
+    "HTTPError",
+    "HTTPSDConfig",
     "Labeling",
     "Labels",
     "Limits",
     "Manager",
     "ManagerStatistics",
     "NerveSDConfig",
+    "Polling",
+    "PollingDiscoverer",
     "Position",
     "Provider",
     "ProviderStatistics",
@@ -95,6 +109,7 @@ __all__ = [
     "load_config",
     "open_manager",
     "reload_on_sighup",
+    "shared_http_client",
 ]
 
 __version__ = "0.1.0"
@@ -104,8 +119,16 @@ _LATER: Final = MappingProxyType(
         "AlertmanagerSection": ".config",
         "Config": ".config",
         "ScrapeJob": ".config",
+        "ConsulSDConfig": ".discovery.consul",
+        "DNSSDConfig": ".discovery.dns",
         "FileSDConfig": ".discovery.file",
+        "HTTPClient": ".http_client",
+        "HTTPClientConfig": ".http_config",
+        "HTTPError": ".http_client",
+        "HTTPSDConfig": ".discovery.http",
         "NerveSDConfig": ".discovery.zookeeper",
+        "Polling": ".polling",
+        "PollingDiscoverer": ".polling",
         "ReloadStatistics": ".reload",
         "Reloader": ".reload",
         "ServersetSDConfig": ".discovery.zookeeper",
@@ -115,6 +138,7 @@ _LATER: Final = MappingProxyType(
         "default_registry": ".discovery",
         "load_config": ".discovery",
         "reload_on_sighup": ".reload",
+        "shared_http_client": ".http_client",
     }
 )
 """Where each name that is imported late comes from."""

@@ -9,16 +9,18 @@ from .errors import DiscoveryError
 __all__ = ["require"]
 
 
-def require(module: str, what: str, extra: str) -> None:
+def require(module: str, what: str, extra: str, *, package: str = "") -> None:
     """Check that ``module`` is installed.
 
     Args:
       module: the name by which it is imported.
       what: what needs it, at the beginning of a sentence.
       extra: the extra of trio-sd that has it.
+      package: what has the module, if that is not called so.
 
     Raises:
       DiscoveryError: it is not.
     """
     if importlib.util.find_spec(module) is None:
-        raise DiscoveryError(f"{what} needs {module}, which is not installed; the extra trio-sd[{extra}] has it")
+        needed = package or module
+        raise DiscoveryError(f"{what} needs {needed}, which is not installed; the extra trio-sd[{extra}] has it")

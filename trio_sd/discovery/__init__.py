@@ -23,6 +23,7 @@ __all__ = ["default_registry", "load_config"]
 def default_registry() -> Registry:
     """Return the mechanisms of this package by their keys; an immutable mapping, made anew for each caller."""
     from .consul import ConsulSDConfig
+    from .dns import DNSSDConfig
     from .file import FileSDConfig
     from .http import HTTPSDConfig
     from .static import StaticConfig
@@ -32,6 +33,7 @@ def default_registry() -> Registry:
         {
             "static_configs": StaticConfig,
             "consul_sd_configs": ConsulSDConfig,
+            "dns_sd_configs": DNSSDConfig,
             "file_sd_configs": FileSDConfig,
             "http_sd_configs": HTTPSDConfig,
             "nerve_sd_configs": NerveSDConfig,

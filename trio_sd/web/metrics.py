@@ -188,8 +188,8 @@ def _prometheus_metrics(managers: Sequence[ManagerStatistics]) -> Iterator[Metri
 
 _REFRESHES: Final = (
     # Prometheus' names, the mechanism whose counter it is, and what the counter is called here.
-    ("prometheus_sd_dns_lookups_total", "The number of DNS-SD lookups.", "dns", "lookups"),
-    ("prometheus_sd_dns_lookup_failures_total", "The number of DNS-SD lookup failures.", "dns", "lookup_failures"),
+    ("prometheus_sd_dns_lookups_total", "The number of DNS-SD lookups.", "dns", "looks"),
+    ("prometheus_sd_dns_lookup_failures_total", "The number of DNS-SD lookup failures.", "dns", "failures"),
     ("prometheus_sd_http_failures_total", "Number of HTTP service discovery refresh failures.", "http", "failures"),
     ("prometheus_sd_consul_rpc_failures_total", "The number of Consul RPC call failures.", "consul", "failures"),
 )

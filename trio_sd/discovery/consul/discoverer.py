@@ -134,13 +134,14 @@ class _Watch:
           DiscoveryError: it can't be found out.
         """
         position, self._position = self._position, Position()  # where it stays, should anything fail
+        began = trio.current_time()
         answer = await self._consul.get(self._url(position.query(stale=self._allow_stale)))
         index = index_of(answer.header("x-consul-index"))
         if self._allow_stale and position.goes_back(index):
             answer = await self._consul.get(self._url(Position().query(stale=False)))
             index = index_of(answer.header("x-consul-index"))
         found = await answer.decoded(decode) if position.is_news(index) else None
-        self._position = position.after(index)
+        self._position = position.after(index, trio.current_time() - began)
         self._note("; ".join(_notes(answer)))
         return found
 

@@ -5,7 +5,9 @@ with the same. https://developer.hashicorp.com/consul/api-docs/features/blocking
 
 - an answer whose index is the one before says nothing new;
 - an index that goes backwards, as after a snapshot is restored, is forgotten, and the next query does not block;
-- neither does a query after an index of zero, which says that there is none.
+- neither does a query after an index of zero, which says that there is none;
+- nor, by a rule of our own, one after an answer that came early and says nothing new. So are queries answered that wait
+  while a snapshot is restored; who went on from their index would wait for it to come again, for two minutes.
 
 What a client is told may be old: with ``stale`` by any server, which may lag behind. An index that goes backwards may
 be the sign of one; so before such an answer is believed, the leader is asked.
@@ -18,10 +20,12 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote, urlencode
 
-__all__ = ["DEADLINE", "Place", "Position", "index_of"]
+__all__ = ["DEADLINE", "WAIT", "Place", "Position", "index_of"]
 
-_WAIT: Final = 120.0  # seconds for which a server is asked to wait, as in Prometheus
-DEADLINE: Final = _WAIT + 15.0
+WAIT: Final = 120.0
+"""Seconds for which a server is asked to wait, as in Prometheus."""
+
+DEADLINE: Final = WAIT + 15.0
 """Seconds for which to wait for an answer: servers wait up to a sixteenth longer than they are asked to."""
 
 
@@ -63,11 +67,12 @@ class Position:
         query = [("stale", "")] if stale else []
         if self.index:
             query.append(("index", str(self.index)))
-        return [*query, ("wait", f"{_WAIT * 1000:.0f}ms")]
+        return [*query, ("wait", f"{WAIT * 1000:.0f}ms")]
 
-    def after(self, answered: int) -> Position:
-        """Return the position after an answer with the index ``answered``."""
-        return Position() if answered < self.index else Position(answered)
+    def after(self, answered: int, waited: float) -> Position:
+        """Return the position after an answer with the index ``answered``, for which one has waited so many seconds."""
+        early = answered == self.index and waited < WAIT
+        return Position() if answered < self.index or early else Position(answered)
 
     def is_news(self, answered: int) -> bool:
         """Return whether an answer with that index may differ from the one before."""
