@@ -16,7 +16,7 @@ from . import scale
 from .figures import Figure
 from .report import Results, machine, table
 
-BENCHMARKS: Final = ("manager", "reload", "files", "zookeeper", "relabel", "process", "state", "serve")
+BENCHMARKS: Final = ("manager", "reload", "files", "zookeeper", "polling", "relabel", "process", "state", "serve")
 """The modules that have a benchmark. One is imported when it is to run: it may need what others do without."""
 
 _EPILOG: Final = """\
