@@ -21,6 +21,9 @@ from prometheus_client.parser import text_string_to_metric_families as text_fami
 
 from trio_sd.config import parse_config
 from trio_sd.discovery import default_registry
+from trio_sd.discovery.consul import ConsulSDConfig
+from trio_sd.discovery.http import HTTPSDConfig
+from trio_sd.durations import Duration
 from trio_sd.errors import ConfigError
 from trio_sd.manager import Manager, open_manager
 from trio_sd.reload import Reloader
@@ -33,6 +36,7 @@ from trio_sd.web.bodies import Basis, Bodies
 from trio_sd.web.http_sd import http_sd_groups
 
 from .asgi import ask, streaming
+from .http_servers import Response, json_response, open_http_server
 from .managing import AT_ONCE, synced
 
 if TYPE_CHECKING:
@@ -517,6 +521,29 @@ async def test_metrics_in_both_formats() -> None:
         assert samples["prometheus_sd_updates_total", ("name", "scrape")] in (2, 3)  # to "one", and to the page
         assert samples["trio_sd_provider_up", ("manager", "scrape"), ("provider", "fake/0")] == 1
         assert samples["trio_sd_subscribers", ("manager", "scrape"), ("name", "twin")] == 2
+
+
+async def test_refreshes_are_told_as_prometheus_tells_them() -> None:
+    minute = Duration.of("1m")
+    async with open_http_server({"/good": json_response([{"targets": ["a:1"]}]), "/bad": Response(404)}) as server:
+        good, bad = (HTTPSDConfig(url=server.url(path), refresh_interval=minute) for path in ("/good", "/bad"))
+        consul = ConsulSDConfig(server=server.address, datacenter="dc", services=("web",), refresh_interval=minute)
+        async with (
+            open_manager({"one": [good, bad], "two": [good, consul]}, throttle=AT_ONCE) as manager,
+            open_application(manager) as app,
+        ):
+            with trio.fail_after(5):  # failures are told to nobody but the statistics
+                while not all(each.details.counters["looks"] for each in manager.statistics().providers):
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+            families = text_families((await ask(app, "/metrics")).text)
+    samples = {(s.name, *sorted(s.labels.items())): s.value for family in families for s in family.samples}
+    labels = [(("config", name), ("mechanism", "http")) for name in ("one", "two")]
+    assert [samples["prometheus_sd_refresh_failures_total", *names] for names in labels] == [1, 0]
+    assert [samples["prometheus_sd_refresh_duration_seconds_count", *names] for names in labels] == [2, 1]
+    assert all(0 < samples["prometheus_sd_refresh_duration_seconds_sum", *names] < 5 for names in labels)
+    assert samples["prometheus_sd_http_failures_total",] == 1
+    assert samples["prometheus_sd_consul_rpc_failures_total",] == 1
+    assert ("prometheus_sd_dns_lookups_total",) not in samples
 
 
 async def test_totals_never_fall() -> None:
