@@ -346,7 +346,7 @@ class OAuth2(ProxyConfig):
     audience: str = ""
     claims: Claims | None = None
     scopes: tuple[str, ...] = ()
-    token_url: str = ""
+    token_url: str = field(default="", repr=False)  # which may hold a password
     endpoint_params: Mapping[str, Secret] | None = None
     tls_config: TLSConfig = _NO_TLS
 

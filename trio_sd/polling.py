@@ -315,15 +315,17 @@ class Polling:
         """Look once and take what was found; return what went wrong, or ``None``."""
         error: Exception | None = None
         began = trio.current_time()
+        found: list[Sequence[TargetGroup] | None] = []
         try:
-            with trio.move_on_after(deadline) as scope:
-                groups = await look()
-                # Who removes a part cancels its task, and is not to hear of it any more.
-                await trio.lowlevel.checkpoint_if_cancelled()
-                over = self._findings.found(part, groups)
+            with trio.move_on_after(deadline):
+                found.append(await look())
+            # Who removes a part cancels its task, and is not to hear of it any more.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if found:  # be it a little late: who has looked goes on from there
+                over = self._findings.found(part, found[0])
                 if over:
                     logger.info("%s: %s: no longer: %s", self.options.name, self._findings.shown(part), over)
-            if scope.cancelled_caught:
+            else:
                 error = DiscoveryError(f"no answer within {deadline:g} s")
         except* (TrioSDError, OSError) as errors:
             error = unwrapped(errors)

@@ -18,6 +18,7 @@ An answer is read up to a limit. No compression is asked for, as in Prometheus: 
 from __future__ import annotations
 
 import base64
+import logging
 import os
 import random
 import ssl
@@ -32,6 +33,8 @@ from urllib.parse import quote as percent_quote
 
 import httpcore2
 import trio
+from h2.exceptions import H2Error
+from socksio.exceptions import SOCKSError
 
 from ..errors import DiscoveryError
 from ..http_config import HTTPClientConfig, OAuth2, ProxyConfig, check_url, without_password
@@ -54,6 +57,7 @@ _MOST_REDIRECTS: Final = 10
 _STAY_AT_HOME: Final = frozenset(  # headers that no redirect takes to another host, as in Go's net/http
     {"authorization", "www-authenticate", "cookie", "cookie2", "proxy-authorization", "proxy-authenticate"}
 )
+_TALKATIVE: Final = ("hpack", "httpcore2.socks")  # loggers that show headers and passwords, unless told not to
 _LARGE: Final = 100_000  # bytes of a body that take a millisecond to decode
 _TOKEN_BYTES: Final = 1024 * 1024  # of an answer with a token, as in golang.org/x/oauth2
 _PORTS: Final = (("http", 80), ("https", 443))
@@ -142,15 +146,42 @@ class _Target:
         if parts.scheme not in ("http", "https") or not host or host.startswith("."):
             message = "expected a URL that begins with http:// or https:// and a host"
             raise HTTPError(f"can't ask {quote(without_password(url))}: {message}")
-        path = percent_quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
+        path = percent_quote(_bytes(parts.path or "/"), safe="/%:@!$&'()*+,;=~")
         if parts.query:
-            path += "?" + percent_quote(parts.query, safe="/?%:@!$&'()*+,;=~[]{}|\\^`\"<>")
+            path += "?" + percent_quote(_bytes(parts.query), safe="/?%:@!$&'()*+,;=~[]{}|\\^`\"<>")
         return cls(url, parts.scheme, host, port or dict(_PORTS)[parts.scheme], path, _user_of(parts))
 
     def host_header(self) -> str:
         """Return the value of the header ``Host``."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if (self.scheme, self.port) in _PORTS else f"{host}:{self.port}"
+
+
+def _joined(url: str, location: str) -> str:
+    """Return where an answer of ``url`` points.
+
+    Raises:
+      HTTPError: nowhere.
+    """
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise HTTPError(f"can't ask {quote(without_password(location))}: not a valid URL") from None
+
+
+def _check_server_name(name: str) -> None:
+    """Refuse what a certificate can't be checked for.
+
+    Raises:
+      HTTPError: it is no name of a server.
+    """
+    try:
+        good = bool(name) and not name.startswith(".")
+        name.encode("idna")
+    except UnicodeError:
+        good = False
+    if not good:
+        raise HTTPError(f"{quote(name)} is no name of a server, expected one that a certificate can have")
 
 
 def _user_of(parts: SplitResult) -> Secret | None:
@@ -225,6 +256,7 @@ class HTTPClient:
         self._config = config
         self._connections = Connections(Names(nursery))
         self._identity: _Identity | None = None
+        self._identity_turn = trio.Lock()
         self._limiter = trio.CapacityLimiter(1)  # a file that hangs takes one thread, not all of the program's
         self._rng = random.Random()
         self._secret_names = _STAY_AT_HOME | {
@@ -236,8 +268,8 @@ class HTTPClient:
         self._token_client = _token_client(config, nursery)
 
     def close(self) -> None:
-        """Close the connections that nobody uses."""
-        self._connections.close_idle()
+        """Close the connections; those that are in use, when they no longer are."""
+        self._connections.close()
         if self._token_client is not None:
             self._token_client.close()
 
@@ -297,7 +329,7 @@ class HTTPClient:
             location = answer.header("location")
             if answer.status not in _REDIRECTS or not location or not self._config.follow_redirects or request.body:
                 return answer
-            target = _Target.of(urljoin(target.url, location))
+            target = _Target.of(_joined(target.url, location))
             away = away or not _same_site(target.host, home)
         raise HTTPError(f"redirected more than {_MOST_REDIRECTS} times, last to {quote(without_password(target.url))}")
 
@@ -312,11 +344,12 @@ class HTTPClient:
             sent = [(name, value) for name, value in sent if name.lower() not in self._secret_names]
         else:
             sent += request.credentials
-            if self._config.oauth2:
-                sent.append(("Authorization", await self._token_header(self._config.oauth2)))
-        if target.authorization:  # what the URL says wins, as in Go
+        authorization = target.authorization  # which wins over that of the configuration, but for tokens, as in Go
+        if self._config.oauth2 and not away:
+            authorization = await self._token_header(self._config.oauth2)
+        if authorization:
             sent = [(name, value) for name, value in sent if name.lower() != "authorization"]
-            sent.append(("Authorization", target.authorization))
+            sent.append(("Authorization", authorization))
         if request.body:
             sent.append(("Content-Length", Secret(str(len(request.body)))))
         route = Route(
@@ -326,52 +359,59 @@ class HTTPClient:
             context=identity.context,
             http2=self._config.enable_http2,
         )
-        server_name = self._config.tls_config.server_name
+        server_name = self._config.tls_config.server_name or target.host
+        if target.scheme == "https":
+            _check_server_name(server_name)
+        # Proxies are told an address of IPv6 in brackets, and httpcore2 adds none.
+        bracketed = ":" in target.host and proxy is not None and proxy.scheme in ("http", "https")
         try:
             with self._connections.use(route) as connection:
                 async with connection.stream(
                     request.method,
                     httpcore2.URL(
                         scheme=target.scheme.encode(),
-                        host=target.host.encode(),
+                        host=(f"[{target.host}]" if bracketed else target.host).encode(),
                         port=target.port,
                         target=target.path.encode(),
                     ),
                     headers=[
                         (b"Host", target.host_header().encode()),
                         (b"User-Agent", _USER_AGENT.encode()),
-                        *((name.encode(), value.reveal().encode()) for name, value in sent),
+                        *((name.encode(), _bytes(value.reveal())) for name, value in sent),
                     ],
                     content=request.body or None,
-                    extensions={"sni_hostname": server_name} if server_name else None,
+                    extensions={"sni_hostname": server_name},
                 ) as response:
                     answer = Answer(
                         response.status,
-                        response.extensions.get("reason_phrase", b"").decode("latin-1"),
-                        [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in response.headers],
+                        _text(response.extensions.get("reason_phrase", b"")),
+                        [(_text(name).lower(), _text(value)) for name, value in response.headers],
                         await _body(response, request.max_bytes),
                     )
         except (httpcore2.NetworkError, httpcore2.RemoteProtocolError, httpcore2.TimeoutException) as error:
             refused = _certificate_error(error)
             raise (HTTPError if refused else _PassingError)(refused or _reason(error)) from None
-        except (httpcore2.ProxyError, httpcore2.ProtocolError) as error:
-            raise HTTPError(f"{'the proxy answers' if proxy else 'protocol error'}: {_reason(error)}") from None
-        if answer.status == 401:
+        except H2Error as error:  # httpcore2 lets some of these out
+            raise _PassingError(f"HTTP/2: {_reason(error)}") from None
+        except (httpcore2.ProxyError, SOCKSError) as error:
+            raise HTTPError(f"the proxy answers: {_reason(error)}") from None
+        except (httpcore2.LocalProtocolError, OverflowError):  # whose words are those that can't be sent
+            raise HTTPError("the request can't be sent: found a header or a password that none can be") from None
+        if answer.status == 401 and not away:
             self._token = None  # the next request gets a new one
         return answer
 
     async def _current_identity(self, *, encrypted: bool) -> _Identity:
-        before = self._identity
-        if before is not None and not self._config.reads_files and (before.context or not encrypted):
-            return before
-        read = partial(_read_identity, self._config, before, encrypted=encrypted)
-        if encrypted or self._config.reads_files:
-            self._identity = await self._in_thread(read)
-        else:
-            self._identity = read()
-        if before is not None and before.context is not None and before.context is not self._identity.context:
-            self._connections.close_idle()
-        return self._identity
+        reads_files = self._config.reads_files
+        async with self._identity_turn:
+            before = self._identity
+            if before is not None and not reads_files and (before.context or not encrypted):
+                return before
+            read = partial(_read_identity, self._config, before, encrypted=encrypted)
+            self._identity = await self._in_thread(read) if encrypted or reads_files else read()
+            if before is not None and before.context is not None and before.context is not self._identity.context:
+                self._connections.close()
+            return self._identity
 
     async def _in_thread(self, read: Callable[[], T]) -> T:
         """Call what may hang. Cancelled, it leaves the thread behind, and who comes next waits for that to end."""
@@ -412,6 +452,15 @@ def _token_client(config: HTTPClientConfig, nursery: trio.Nursery) -> HTTPClient
         return None
     proxy = {name.name: getattr(oauth2, name.name) for name in fields(ProxyConfig)}
     return HTTPClient(HTTPClientConfig(tls_config=oauth2.tls_config, enable_http2=False, **proxy), nursery)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _text(header: bytes) -> str:
+    """Return what a server says, so that it can be said back to it whatever its encoding is."""
+    return header.decode("utf-8", "surrogateescape")
 
 
 def _connect_headers(config: HTTPClientConfig) -> tuple[tuple[str, Secret], ...]:
@@ -478,6 +527,10 @@ async def open_http_client(config: HTTPClientConfig) -> AsyncIterator[HTTPClient
     Args:
       config: how to ask; of a section that has more keys, its :meth:`~.HTTPClientConfig.client_config`.
     """
+    for name in _TALKATIVE:
+        library = logging.getLogger(name)
+        if library.level == logging.NOTSET:
+            library.setLevel(logging.INFO)
     async with trio.open_nursery() as nursery:
         client = HTTPClient(config, nursery)
         try:

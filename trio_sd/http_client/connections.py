@@ -63,18 +63,20 @@ class Connections:
         self._names = names
         self._idle: dict[Route, list[_Connection]] = {}  # those used last are last
         self._next_sweep = 0.0
+        self._generation = 0  # counts what makes connections in use worth no keeping
 
     @contextmanager
     def use(self, route: Route) -> Iterator[httpcore2.AsyncConnectionPool]:
         """Give one connection for one request; what ends by an exception closes it, else it is kept."""
         idle = self._idle.get(route)
         connection = idle.pop() if idle else self._new(route)
-        kept = False
+        generation = self._generation
+        good = False
         try:
             yield connection.pool
-            kept = True
+            good = True
         finally:
-            if kept:
+            if good and generation == self._generation:
                 self._keep(route, connection)
             else:
                 connection.network.close()
@@ -107,8 +109,9 @@ class Connections:
         if not idle:
             del self._idle[route]
 
-    def close_idle(self) -> None:
-        """Close all connections that nobody uses at the moment."""
+    def close(self) -> None:
+        """Close all connections; those that are in use, when they no longer are."""
+        self._generation += 1
         for idle in self._idle.values():
             for connection in idle:
                 connection.network.close()

@@ -99,11 +99,12 @@ class Network(httpcore2.TrioBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        """Return a connection to the first address of ``host`` that answers.
+        """Return a connection to the first address of ``host`` that answers. What was opened before is closed.
 
         Raises:
           httpcore2.ConnectError: none does.
         """
+        self.close()  # a pool with room for one asks for another when that one is of no use any more
         try:
             addresses = await self._names.addresses(host)
         except OSError as error:
