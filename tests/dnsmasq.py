@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import shutil
 import signal
@@ -24,12 +25,14 @@ needs_dnsmasq = pytest.mark.skipif(
     reason="dnsmasq is not installed (apt install dnsmasq-base)",
 )
 
+# It stays who started it, or it could not read the files of a test again.
 _FIXED = """
 listen-address=127.0.0.1
 bind-interfaces
 no-resolv
 no-hosts
 no-daemon
+user={user}
 log-facility=-
 local=/test/
 """
@@ -54,7 +57,7 @@ class NameServer:
     async def start(self, zone: str = "") -> None:
         """Start it with these lines of configuration, or those that it had; return once it listens."""
         if zone:
-            self._config.write_text(f"{_FIXED}port={self.port}\naddn-hosts={self._hosts}\n{zone}\n")
+            self._config.write_text(f"{_FIXED.format(user=getpass.getuser())}port={self.port}\naddn-hosts={self._hosts}\n{zone}\n")
         assert _DNSMASQ is not None, "dnsmasq is not installed"
         command = [_DNSMASQ, f"--conf-file={self._config}"]
         self._process = await trio.lowlevel.open_process(command, stderr=subprocess.PIPE)
@@ -65,12 +68,11 @@ class NameServer:
         await self.stop()
         await self.start(zone)
 
-    async def set_hosts(self, lines: str) -> None:
-        """Change names with addresses, without a restart: dnsmasq reads them again on SIGHUP."""
+    def set_hosts(self, lines: str) -> None:
+        """Change names with addresses, which it soon knows, without a restart: it reads them again on SIGHUP."""
         self._hosts.write_text(lines)
         assert self._process is not None
         self._process.send_signal(signal.SIGHUP)
-        await self._logged(b"addresses")
 
     async def stop(self) -> None:
         """Stop it; its port is closed then."""

@@ -160,11 +160,11 @@ async def test_a_zone_that_changes_is_followed(tmp_path: Path) -> None:
     ):
         await wait_for(manager, "10.0.0.1:80", "10.0.0.2:80")
         assert manager.statistics().providers[0].details.notes == ("new.svc.test. A: does not exist",)
-        await server.set_hosts("10.0.0.9 new.svc.test\n")
+        server.set_hosts("10.0.0.9 new.svc.test\n")
         await wait_for(manager, "10.0.0.1:80", "10.0.0.2:80", "10.0.0.9:80")
-        await server.set_hosts("10.0.0.8 new.svc.test\n")
+        server.set_hosts("10.0.0.8 new.svc.test\n")
         await wait_for(manager, "10.0.0.1:80", "10.0.0.2:80", "10.0.0.8:80")
-        await server.set_hosts("")
+        server.set_hosts("")
         await wait_for(manager, "10.0.0.1:80", "10.0.0.2:80")
 
 
