@@ -76,7 +76,7 @@ async def wait_for(manager: Manager, *expected: str) -> None:
     with trio.fail_after(10):
         async with manager.subscribe(throttle=AT_ONCE) as updates:
             async for _ in updates:
-                if addresses(manager) == list(expected):
+                if sorted(addresses(manager)) == sorted(expected):
                     return
 
 
