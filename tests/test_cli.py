@@ -125,7 +125,7 @@ def test_a_job_named_like_a_section_goes_first(tmp_path: Path) -> None:
     [
         ("scrape_configs: [", ":1:"),
         (STATIC.replace("targets", "tragets"), ":4:9"),
-        (STATIC.replace("static_configs", "dns_sd_configs"), "not supported"),
+        (STATIC.replace("static_configs", "ec2_sd_configs"), "not supported"),
         ("scrape_configs: [{job_name: a}, {job_name: a}]", "found multiple scrape configs with job name"),
     ],
 )

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import re
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import dns.flags
 import dns.message
@@ -20,18 +15,16 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_sd.config import parse_config
-from trio_sd.discoverer import DiscovererConfig, DiscovererOptions
 from trio_sd.discovery import default_registry
-from trio_sd.discovery.dns import DNSDiscovery, DNSSDConfig
+from trio_sd.discovery.dns import DNSSDConfig
 from trio_sd.discovery.dns.config import RecordType
-from trio_sd.discovery.dns.lookup import Resolver, open_resolver
+from trio_sd.discovery.dns.lookup import Resolver
 from trio_sd.errors import ConfigError, DiscoveryError
 from trio_sd.manager import Manager, open_manager
-from trio_sd.polling import PollingDiscoverer
 from trio_sd.testing import check_discoverer
 
-from .dnsmasq import NameServer, needs_dnsmasq, open_name_server
 from .managing import AT_ONCE
+from .name_servers import Names, NameServer, answering, needs_dnsmasq, open_name_server, reply
 
 ZONE = """
 host-record=web.svc.test,10.0.0.1,fd00::1
@@ -42,25 +35,6 @@ srv-host=_http._tcp.svc.test,web.svc.test,8080
 mx-host=svc.test,mail.svc.test,10
 dns-rr=svc.test,2,026e73047465737400
 """
-
-
-@dataclass(frozen=True)
-class Names(DiscovererConfig):
-    """Names that are looked up at a server of the test, whose port no configuration can say."""
-
-    mechanism: ClassVar[str] = "dns"
-
-    names: tuple[str, ...]
-    record_type: RecordType
-    resolv_conf: str
-    server_port: int
-    interval: float = 0.05
-
-    def discoverer(self, options: DiscovererOptions) -> PollingDiscoverer:
-        opener = partial(open_resolver, self.resolv_conf, self.server_port)
-        return PollingDiscoverer(
-            options, DNSDiscovery(self.names, self.record_type, 80, self.interval, opener=opener).poll
-        )
 
 
 def names(server: NameServer, *wanted: str, record_type: RecordType = "A", interval: float = 0.05) -> Names:
@@ -209,45 +183,6 @@ async def test_discovery_from_dns_keeps_the_contract(tmp_path: Path) -> None:
 
 # --- what no real server does ---
 
-Answer = Callable[[dns.message.Message], Awaitable[Sequence[bytes]]]
-
-
-@asynccontextmanager
-async def answering(tmp_path: Path, by_udp: Answer, by_tcp: Answer | None = None) -> AsyncIterator[Resolver]:
-    """Run a server that answers with what a function returns: any number of datagrams, or bytes over TCP."""
-    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\n")
-    listener, *_ = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    port = listener.socket.getsockname()[1]
-    with trio.socket.socket(type=socket.SOCK_DGRAM) as endpoint:
-        await endpoint.bind(("127.0.0.1", port))
-
-        async def serve_udp() -> None:
-            while True:
-                wire, sender = await endpoint.recvfrom(4096)
-                for datagram in await by_udp(dns.message.from_wire(wire)):
-                    await endpoint.sendto(datagram, sender)
-
-        async def serve_tcp(stream: trio.SocketStream) -> None:
-            async with stream:
-                wire = await stream.receive_some(4096)
-                assert by_tcp is not None
-                for part in await by_tcp(dns.message.from_wire(bytes(wire)[2:])):
-                    await stream.send_all(part)
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve_udp)
-            nursery.start_soon(trio.serve_listeners, serve_tcp, [listener])
-            yield Resolver(str(tmp_path / "resolv.conf"), port)
-            nursery.cancel_scope.cancel()
-
-
-def reply(query: dns.message.Message, *texts: str, record_type: str = "A", flags: int = 0) -> dns.message.Message:
-    response = dns.message.make_response(query)
-    response.flags |= flags
-    if texts:
-        response.answer.append(dns.rrset.from_text(query.question[0].name, 60, "IN", record_type, *texts))
-    return response
-
 
 async def test_what_is_no_answer_to_the_question_is_not_listened_to(tmp_path: Path) -> None:
     async def by_udp(query: dns.message.Message) -> Sequence[bytes]:
@@ -362,7 +297,7 @@ async def test_a_name_that_hangs_delays_no_other_of_its_configuration(tmp_path: 
         return () if "hang" in str(query.question[0].name) else [reply(query, "10.0.0.1").to_wire()]
 
     async with answering(tmp_path, by_udp) as resolver:
-        config = Names(("hang.test.", "web.test."), "A", str(tmp_path / "resolv.conf"), resolver._port, 0.02)
+        config = Names(("hang.test.", "web.test."), "A", str(tmp_path / "resolv.conf"), resolver.port, 0.02)
         async with open_manager({"job": [config]}, throttle=AT_ONCE) as manager:
             with trio.fail_after(10):
                 await manager.wait_synced()  # which waits for the name that hangs, but only for its deadline

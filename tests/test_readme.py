@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -14,6 +15,8 @@ from typing import Any
 import trio
 
 import trio_sd
+
+from .http_servers import json_response, open_http_server, requires_basic
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -33,6 +36,7 @@ def test_every_marked_block_is_tested_here() -> None:
         "blocking",
         "serve",
         "discoverer",
+        "kit",
     ]
 
 
@@ -115,10 +119,7 @@ async def test_the_sighup_example_reloads(tmp_path: Path) -> None:
 async def test_the_discoverer_example_counts_down(autojump_clock: trio.testing.MockClock, tmp_path: Path) -> None:
     names: dict[str, Any] = {"dataclass": dataclass, "trio": trio, "trio_sd": trio_sd, "Sequence": Sequence}
     exec(shown("discoverer"), names)
-    registry = {
-        **trio_sd.default_registry(),
-        "countdown_sd_configs": names["CountdownConfig"],
-    }
+    registry = trio_sd.default_registry(countdown_sd_configs=names["CountdownConfig"])
     path = tmp_path / "prometheus.yml"
     path.write_text("scrape_configs: [{job_name: ten, countdown_sd_configs: [{start: 2}]}]\n")
     config = trio_sd.load_config(path, registry=registry)
@@ -133,3 +134,21 @@ async def test_the_discoverer_example_counts_down(autojump_clock: trio.testing.M
                 counts.append(count)
         assert manager.statistics().providers[0].state == "synced"
     assert counts[-3:] == [2, 1, 0]
+
+
+async def test_the_mechanism_of_the_kit_finds_what_its_service_tells(tmp_path: Path) -> None:
+    names: dict[str, Any] = {}
+    exec(compile(shown("kit"), "kit", "exec", dont_inherit=True), names)
+    racks = json_response([{"name": "r1", "hosts": ["10.0.0.1:80", "10.0.0.2:80"]}])
+    async with open_http_server({"/racks": requires_basic("me", "secret", racks)}) as server:
+        section = {"url": server.url("/racks"), "basic_auth": {"username": "me", "password": "secret"}}
+        path = tmp_path / "prometheus.yml"
+        path.write_text(json.dumps({"scrape_configs": [{"job_name": "job", "racks_sd_configs": [section]}]}))
+        registry = trio_sd.default_registry(racks_sd_configs=names["RacksConfig"])
+        config = trio_sd.load_config(path, registry=registry)
+        async with trio_sd.open_manager(config.scrape) as manager:
+            with trio.fail_after(10):
+                await manager.wait_synced()
+            (group,) = manager.snapshot()["job"]
+    assert [target["__address__"] for target in group.targets] == ["10.0.0.1:80", "10.0.0.2:80"]
+    assert dict(group.labels) == {"__meta_racks_name": "r1"}

@@ -129,5 +129,6 @@ Registry = Mapping[str, type[DiscovererConfig]]
 """Mechanisms by the key of their list in a scrape configuration, such as ``file_sd_configs``.
 
 An item of that list is decoded by the field types of the dataclass, or by its classmethod ``decode(node, path)`` if it
-has one.
+has one. A registry may load a mechanism when its key is looked up, and raise :class:`~trio_sd.errors.ConfigError` if it
+can't; to ask whether there is one, and which there are, loads nothing.
 """

@@ -527,7 +527,7 @@ class _Loading:
     def _discovery(self, section: MappingNode, path: str, directory: str) -> Iterator[DiscovererConfig]:
         for key, value in section.entries:
             if key.text in self._registry:
-                for config in self._configs(key.text, value, key_path(path, key.text)):
+                for config in self._configs(key, value, key_path(path, key.text)):
                     yield config.with_directory(directory)
             elif key.text in DISCOVERY_KEYS:
                 raise key.error(
@@ -537,12 +537,15 @@ class _Loading:
         if not items_of(section.get("relabel_configs"), key_path(path, "relabel_configs")):
             _refuse_urls(section.get(_STATIC_KEY), key_path(path, _STATIC_KEY))
 
-    def _configs(self, key: str, value: Node, path: str) -> tuple[DiscovererConfig, ...]:
-        mechanism = self._registry[key]
+    def _configs(self, key: Scalar, value: Node, path: str) -> tuple[DiscovererConfig, ...]:
+        try:
+            mechanism = self._registry[key.text]
+        except ConfigError as error:  # it is there, but can't be loaded
+            raise key.error(error.message, path) from error
         items: list[DiscovererConfig] = []
         for place, item in sections_of(value, path):
             if is_null(item):
-                raise item.error(f"empty or null section in {key}", place)
+                raise item.error(f"empty or null section in {key.text}", place)
             items.append(decode(item, mechanism, path=place))
         try:
             return tuple(mechanism.combine(items))

@@ -53,11 +53,11 @@ _TRIES: Final = 3
 _FIRST_PAUSE: Final = 0.2  # seconds before the second try, at the most; twice as much before the third
 _PASSING: Final = frozenset({502, 503, 504})  # a proxy that misses its server, or one that starts
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-_MOST_REDIRECTS: Final = 10
+_MOST_REQUESTS: Final = 10  # of a chain of redirects, as in Go
 _STAY_AT_HOME: Final = frozenset(  # headers that no redirect takes to another host, as in Go's net/http
     {"authorization", "www-authenticate", "cookie", "cookie2", "proxy-authorization", "proxy-authenticate"}
 )
-_TALKATIVE: Final = ("hpack", "httpcore2.socks")  # loggers that show headers and passwords, unless told not to
+_TALKATIVE: Final = ("hpack", "httpcore2")  # loggers that show headers and passwords, unless told not to
 _LARGE: Final = 100_000  # bytes of a body that take a millisecond to decode
 _TOKEN_BYTES: Final = 1024 * 1024  # of an answer with a token, as in golang.org/x/oauth2
 _PORTS: Final = (("http", 80), ("https", 443))
@@ -324,14 +324,14 @@ class HTTPClient:
     async def _follow(self, request: _Request, target: _Target) -> Answer:
         """Ask, and go where the answer points."""
         home, away = target.host, False
-        for _ in range(_MOST_REDIRECTS + 1):
+        for _ in range(_MOST_REQUESTS):
             answer = await self._exchange(request, target, away=away)
             location = answer.header("location")
             if answer.status not in _REDIRECTS or not location or not self._config.follow_redirects or request.body:
                 return answer
             target = _Target.of(_joined(target.url, location))
             away = away or not _same_site(target.host, home)
-        raise HTTPError(f"redirected more than {_MOST_REDIRECTS} times, last to {quote(without_password(target.url))}")
+        raise HTTPError(f"redirected {_MOST_REQUESTS} times, last to {quote(without_password(target.url))}")
 
     async def _exchange(self, request: _Request, target: _Target, *, away: bool) -> Answer:
         """Send one request and read its answer; ``away`` from the host that credentials are for."""
@@ -392,10 +392,13 @@ class HTTPClient:
             refused = _certificate_error(error)
             raise (HTTPError if refused else _PassingError)(refused or _reason(error)) from None
         except H2Error as error:  # httpcore2 lets some of these out
-            raise _PassingError(f"HTTP/2: {_reason(error)}") from None
+            raise _PassingError(f"HTTP/2: {type(error).__name__}") from None
         except (httpcore2.ProxyError, SOCKSError) as error:
             raise HTTPError(f"the proxy answers: {_reason(error)}") from None
-        except (httpcore2.LocalProtocolError, OverflowError):  # whose words are those that can't be sent
+        except (httpcore2.LocalProtocolError, OverflowError) as error:
+            if error.args and isinstance(error.args[0], H2Error):  # about what the server has sent, for all that
+                raise _PassingError(f"HTTP/2: {type(error.args[0]).__name__}") from None
+            # Its words are those that can't be sent.
             raise HTTPError("the request can't be sent: found a header or a password that none can be") from None
         if answer.status == 401 and not away:
             self._token = None  # the next request gets a new one

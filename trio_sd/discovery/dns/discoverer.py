@@ -33,7 +33,8 @@ class DNSDiscovery:
       record_type: of the records.
       port: of the targets, but those of SRV records.
       interval: seconds from one lookup of a name to the next.
-      opener: opens what looks names up, which all discoverers of a manager share; the system's servers if ``None``.
+      opener: opens what looks names up, which all discoverers of a manager share that have the same; it asks the
+        system's servers if ``None``.
     """
 
     def __init__(
@@ -60,8 +61,9 @@ class DNSDiscovery:
         for name in self._names:
             polling.add(name, shown=f"{name} {self._type}")
         opener = self._opener or open_resolver
+        key = ("DNS resolver", self._opener) if self._opener else ("DNS resolver",)
         async with (
-            polling.options.resources.use(("DNS resolver",), opener) as resolver,
+            polling.options.resources.use(key, opener) as resolver,
             trio.open_nursery() as nursery,
         ):
 

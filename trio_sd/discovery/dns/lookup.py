@@ -70,8 +70,9 @@ class Resolver:
     """
 
     def __init__(self, path: str, port: int) -> None:
+        self.port: Final = port
+        """Of the servers."""
         self._path = path
-        self._port = port
         self._conf: ResolvConf | None = None
         self._status: tuple[int, ...] = ()
         self._next_look = 0.0
@@ -123,7 +124,7 @@ class Resolver:
 
     async def _ask(self, server: str, query: dns.message.QueryMessage) -> dns.message.Message:
         """Ask one server by UDP, from a port of its own; what is no answer to the query is not listened to."""
-        family, address = await _address(server, self._port)
+        family, address = await _address(server, self.port)
         with trio.socket.socket(family, socket.SOCK_DGRAM) as endpoint, trio.move_on_after(_PATIENCE):
             await endpoint.connect(address)
             await endpoint.send(query.to_wire())
@@ -134,7 +135,7 @@ class Resolver:
         raise _NoAnswerError(f"no answer within {_PATIENCE:g} s")
 
     async def _ask_by_tcp(self, server: str, query: dns.message.QueryMessage) -> dns.message.Message:
-        family, address = await _address(server, self._port)
+        family, address = await _address(server, self.port)
         with trio.socket.socket(family, socket.SOCK_STREAM) as endpoint, trio.move_on_after(_PATIENCE):
             await endpoint.connect(address)
             wire = query.to_wire()
