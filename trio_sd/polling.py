@@ -121,15 +121,11 @@ class Findings:
         self._pending: dict[str, TargetGroup] = {}
         self._unconfirmed: set[str] = set()
         self._confirmed = False
-        self._orphans: dict[str, list[str]] = {}  # of the part CATALOG, by whom they may belong to
 
     def add(self, part: str, shown: str) -> None:
         """Begin to wait for a part; ``shown`` is what to call it in messages."""
-        found = self._parts[part] = _Found(shown)
+        self._parts[part] = _Found(shown)
         self._unconfirmed.add(part)
-        for source in self._orphans.pop(part, ()):
-            if (group := self._parts[CATALOG].groups.pop(source, None)) is not None:
-                found.groups[source] = group
 
     def remove(self, part: str) -> None:
         """Forget a part, with all its groups."""
@@ -148,6 +144,8 @@ class Findings:
           DiscoveryError: two groups have one source.
         """
         found = self._parts[part]
+        if part == CATALOG:
+            self._hand_over(found)
         if groups is not None:
             after = {group.source: group for group in groups}
             if len(after) < len(groups):
@@ -159,8 +157,6 @@ class Findings:
                 if earlier is not group and earlier != group:
                     self._pending[source] = group
             self._pending.update((source, TargetGroup(source, ())) for source in before)
-        if part == CATALOG:
-            self._orphans.clear()
         found.settled = found.read = True
         over, found.error = found.error, ""
         self._unconfirmed.discard(part)
@@ -168,6 +164,13 @@ class Findings:
             self._unconfirmed.update(self._parts)
             self._confirmed = True
         return over
+
+    def _hand_over(self, catalog: _Found) -> None:
+        """Give the parts that the catalog has added what has stood in for them, until they are read themselves."""
+        for source in list(catalog.groups):
+            owner = next((part for part in _owners(source) if part in self._parts), CATALOG)
+            if owner != CATALOG and not self._parts[owner].read:
+                self._parts[owner].groups[source] = catalog.groups.pop(source)
 
     def failed(self, part: str, error: str) -> bool:
         """Take that a part could not be read; return whether it is for another reason than before, if it was so."""
@@ -221,13 +224,9 @@ class Findings:
     def _stand_in(self, unread: Mapping[str, _Found]) -> None:
         """Give parts that could not be read the groups that they had in the run before."""
         for source, group in self._last_known().items():
-            owners = _owners(source)
-            owner = next((part for part in owners if part in self._parts), CATALOG)
+            owner = next((part for part in _owners(source) if part in self._parts), CATALOG)
             if owner in unread:
                 unread[owner].groups[source] = group
-                if owner == CATALOG:
-                    for part in owners:
-                        self._orphans.setdefault(part, []).append(source)
 
 
 CATALOG: Final = "\0"
@@ -264,7 +263,7 @@ class Polling:
           part: its name, of which there is no other in this run; :data:`CATALOG` for one that adds others.
           shown: what to call it in messages; its name if empty.
         """
-        self._findings.add(part, shown or part)
+        self._findings.add(part, one_line(shown or part))
 
     def remove(self, part: str) -> None:
         """Forget a part; its groups go. The task that polls it has ended, or was cancelled before."""

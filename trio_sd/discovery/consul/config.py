@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import ClassVar, Final
+from urllib.parse import urlsplit
 
 from ...discoverer import DiscovererConfig, DiscovererOptions
 from ...durations import Duration
@@ -102,11 +104,13 @@ class ConsulSDConfig(HTTPClientConfig, DiscovererConfig):
           FieldError: the keys make none.
         """
         scheme, prefix = self.scheme or "http", self.path_prefix
-        protocol, found, address = self.server.strip().rpartition("://")
-        if found:
-            if protocol not in ("http", "https"):
-                message = f"found {printable(protocol)}, expected http or https before the address of the server"
-                raise FieldError("server", message)
+        protocol, found, address = self.server.strip().partition("://")
+        if not found:
+            address = protocol
+        elif protocol not in ("http", "https"):
+            message = f"found {printable(protocol)}, expected http or https before the address of the server"
+            raise FieldError("server", message)
+        else:
             scheme = "https" if protocol == "https" else scheme
             address, slash, path = address.partition("/")
             prefix = f"/{path}" if slash else prefix
@@ -116,9 +120,17 @@ class ConsulSDConfig(HTTPClientConfig, DiscovererConfig):
         base = f"{scheme}://{address}{prefix}"
         try:
             check_url(base)
+            url = urlsplit(base)
+            if not url.hostname or url.query or url.fragment:
+                raise ValueError("expected a host, and a port and a path at the most")
         except ValueError as error:
-            raise FieldError("server", f"{quote(self.server)} is no address of a server: {error}") from None
+            shown = "what is found here" if "@" in self.server else quote(self.server)  # a password may stand before it
+            raise FieldError("server", f"{shown} is no address of a server: {error}") from None
         return base
+
+    def __repr__(self) -> str:
+        server = re.sub("[^/@]*@", "xxxxx@", self.server)  # a password may stand there
+        return f"{type(self).__name__}(server={server!r}, services={self.services}, tags={self.tags})"
 
     def discoverer(self, options: DiscovererOptions) -> PollingDiscoverer:
         """Return a new discoverer of these services. Opens nothing."""

@@ -23,8 +23,10 @@ import trio
 
 from ...errors import DiscoveryError
 from ...extras import require
+from ...http_config import sendable
 from ...messages import one_line
 from ...polling import CATALOG, Polling
+from ...secrets import Secret
 from ...targets import TargetGroup
 from .query import DEADLINE, Place, Position, index_of
 from .services import parse_agent, parse_catalog, parse_instances
@@ -59,7 +61,7 @@ class ConsulDiscovery:
         from ...http_client import shared_http_client
 
         config = self._config
-        polling.add(CATALOG, shown=f"catalog of {self._place.base}")
+        polling.add(CATALOG, shown=f"catalog of {self._place.shown}")
         async with (
             shared_http_client(polling.options.resources, config) as client,
             trio.open_nursery() as nursery,
@@ -78,7 +80,9 @@ class _Consul:
 
     def __init__(self, client: HTTPClient, config: ConsulSDConfig, polling: Polling) -> None:
         self._client = client
-        self._credentials = (("X-Consul-Token", config.token),) if config.token else ()
+        self._credentials: Sequence[tuple[str, Secret]] = ()
+        if config.token:
+            self._credentials = (("X-Consul-Token", sendable("X-Consul-Token", config.token, "the field token")),)
         self._max_bytes = polling.options.limits.http_body_bytes
         self._counters = polling.counters
 
@@ -133,7 +137,8 @@ class _Watch:
         Raises:
           DiscoveryError: it can't be found out.
         """
-        position, self._position = self._position, Position()  # where it stays, should anything fail
+        position = self._position
+        self._position = position.anew()  # where it stays, should anything fail
         began = trio.current_time()
         answer = await self._consul.get(self._url(position.query(stale=self._allow_stale)))
         index = index_of(answer.header("x-consul-index"))
@@ -141,6 +146,7 @@ class _Watch:
             answer = await self._consul.get(self._url(Position().query(stale=False)))
             index = index_of(answer.header("x-consul-index"))
         found = await answer.decoded(decode) if position.is_news(index) else None
+        await trio.lowlevel.checkpoint_if_cancelled()  # a part may have gone while it was decoded
         self._position = position.after(index, trio.current_time() - began)
         self._note("; ".join(_notes(answer)))
         return found
@@ -209,7 +215,7 @@ class _Run:
         for service in services:
             if service not in self._watches:
                 self._watches[service] = trio.CancelScope()
-                self._polling.add(service, shown=f"service {service} of {self._place.base}")
+                self._polling.add(service, shown=f"service {service} of {self._place.shown}")
                 self._nursery.start_soon(self._watch_service, service, self._watches[service])
 
     async def _watch_service(self, service: str, scope: trio.CancelScope) -> None:

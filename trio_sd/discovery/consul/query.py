@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote, urlencode
 
+from ...http_config import without_password
+
 __all__ = ["DEADLINE", "WAIT", "Place", "Position", "index_of"]
 
 WAIT: Final = 120.0
@@ -45,6 +47,11 @@ class Place:
     namespace: str = ""
     partition: str = ""
 
+    @property
+    def shown(self) -> str:
+        """The URL of the server, as it may be shown."""
+        return without_password(self.base)
+
     def url(self, *path: str, query: Sequence[tuple[str, str]] = ()) -> str:
         """Return the URL of ``path`` below ``/v1``, with what is to be asked of it."""
         own = (("dc", self.datacenter), ("ns", self.namespace), ("partition", self.partition))
@@ -57,10 +64,12 @@ class Position:
     """Where in the history of one query a client is.
 
     Attributes:
-      index: of the last answer; 0 if there is none to go on from.
+      index: that the next query goes on from; 0 if it does not block.
+      known: that of the newest answer that was believed.
     """
 
     index: int = 0
+    known: int = 0
 
     def query(self, *, stale: bool) -> Sequence[tuple[str, str]]:
         """Return what makes a query block until something happens after this position."""
@@ -72,15 +81,19 @@ class Position:
     def after(self, answered: int, waited: float) -> Position:
         """Return the position after an answer with the index ``answered``, for which one has waited so many seconds."""
         early = answered == self.index and waited < WAIT
-        return Position() if answered < self.index or early else Position(answered)
+        return Position(0 if answered < self.index or early else answered, answered)
+
+    def anew(self) -> Position:
+        """Return the position from which the next query does not block."""
+        return Position(0, self.known)
 
     def is_news(self, answered: int) -> bool:
         """Return whether an answer with that index may differ from the one before."""
         return not answered or answered != self.index
 
     def goes_back(self, answered: int) -> bool:
-        """Return whether an answer with that index is from before this position."""
-        return answered < self.index
+        """Return whether an answer with that index is older than what is known."""
+        return answered < max(self.index, self.known)
 
 
 def index_of(header: str) -> int:

@@ -18,6 +18,7 @@ __all__ = ["parse_agent", "parse_catalog", "parse_instances"]
 
 _PREFIX: Final = META_LABEL_PREFIX + "consul_"
 _NOT_IN_LABELS: Final = re.compile("[^a-zA-Z0-9_]")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _NODE_MAINTENANCE: Final = "_node_maintenance"
 _SERVICE_MAINTENANCE: Final = "_service_maintenance:"
 _HEALTH: Final = ("maintenance", "critical", "warning", "passing")  # the worst first
@@ -115,11 +116,23 @@ def _health(checks: object) -> str:
 
 
 def _decoded(body: bytes) -> object:
+    text = body.decode("utf-8", "replace")  # as Go does
     try:
-        document: object = json.loads(body)
+        document: object = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DiscoveryError(f"not JSON: {error}") from None
-    return document
+    return _mended(document) if "\\ud" in text.lower() else document  # only an escape can make half of a pair
+
+
+def _mended(value: object) -> object:
+    """Return decoded JSON with each half of a surrogate pair replaced, as Go does: it has no bytes in UTF-8."""
+    if isinstance(value, str):
+        return _SURROGATE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [_mended(item) for item in value]
+    if isinstance(value, dict):
+        return {_SURROGATE.sub("\ufffd", key): _mended(item) for key, item in value.items()}
+    return value
 
 
 def _object(value: object, what: str) -> _Object:
@@ -143,15 +156,19 @@ def _text(parent: _Object, name: str) -> str:
 def _texts(value: object, what: str) -> Sequence[str]:
     if value is None:
         return ()
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+    if not isinstance(value, list):
         raise DiscoveryError(f"found {_kind(value)} for {what}, expected a list of strings")
+    for item in value:
+        if not isinstance(item, str):
+            raise DiscoveryError(f"found {_kind(item)} in the list for {what}, expected a list of strings")
     return value
 
 
 def _port(service: _Object) -> int:
     port = service.get("Port")
     if not isinstance(port, (int, type(None))) or isinstance(port, bool):
-        raise DiscoveryError(f"found {_kind(port)} for Service.Port, expected a number")
+        found = "a number with a fraction or an exponent" if isinstance(port, float) else _kind(port)
+        raise DiscoveryError(f"found {found} for Service.Port, expected a number")
     return port or 0
 
 

@@ -91,7 +91,9 @@ class Resolver:
             try:
                 query = dns.message.make_query(candidate, record_type, use_edns=0, payload=_LARGEST)
             except dns.exception.DNSException as error:
-                raise DiscoveryError(f"{quote(name)} is no name of DNS: {error}") from None
+                # It may be the domain that makes it too long: the names that are left have nothing to do with that.
+                troubles.append(f"{quote(candidate)} is no name of DNS: {error}")
+                continue
             try:
                 response, tcp = await self._ask_servers(conf.servers, query)
             except _NoAnswerError as error:
@@ -196,7 +198,10 @@ def _decoded(wire: bytes, query: dns.message.QueryMessage) -> dns.message.Messag
     if wire[:2] != query.id.to_bytes(2, "big"):
         return None
     try:
-        response = dns.message.from_wire(wire, ignore_trailing=True)
+        response = dns.message.from_wire(wire, ignore_trailing=True, raise_on_truncation=True)
+    except dns.message.Truncated as truncated:
+        # Without what follows a record that was cut in two; dnspython has no types here.
+        response = truncated.message()  # type: ignore[no-untyped-call]
     except dns.exception.DNSException:
         return None
     return response if query.is_response(response) else None

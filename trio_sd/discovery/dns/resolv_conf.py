@@ -49,7 +49,8 @@ class ResolvConf:
             elif keyword == "search":  # whichever of the two is last counts
                 search = tuple(values)
             elif keyword == "options":
-                ndots = next((_ndots(value) for value in values if value.startswith(_NDOTS)), ndots)
+                # The last one counts, in a line as of lines.
+                ndots = next((_ndots(value) for value in reversed(values) if value.startswith(_NDOTS)), ndots)
         return cls(tuple(servers) or cls().servers, search, ndots)
 
     def candidates(self, name: str) -> Sequence[str]:
