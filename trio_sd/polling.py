@@ -89,10 +89,11 @@ class Schedule:
           now: the time.
           retry_after: seconds in which who was asked does not want to be asked again; ten minutes at the most count.
         """
-        pause = min(_FIRST_PAUSE * 2.0 ** min(self._failures, 60), _LONGEST_PAUSE, self._interval)
+        pause = min(_FIRST_PAUSE * 2.0 ** min(self._failures, 60), _LONGEST_PAUSE) * (1 + self._rng.random()) / 2
+        if pause * 2 > self._interval:  # who fails is asked no more often than who does not
+            pause = self._interval
         self._failures += 1
-        wish = min(retry_after or 0.0, _LONGEST_WISH)
-        self.due = now + max(pause * (1 + self._rng.random()) / 2, wish)
+        self.due = now + max(pause, min(retry_after or 0.0, _LONGEST_WISH))
 
 
 class _Found:
