@@ -225,11 +225,10 @@ def _connected_to(port: int) -> int:
     """Return how many sockets of this process have this port at their other end."""
     count = 0
     for name in os.listdir("/proc/self/fd"):
-        try:
-            with socket.socket(fileno=os.dup(int(name))) as one:
-                count += one.getpeername()[1:2] == (port,)
-        except OSError:
-            continue  # no socket, or one that is not connected
+        with suppress(OSError):  # the descriptor of this very listing, and sockets that are not connected
+            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                with socket.socket(fileno=os.dup(int(name))) as one:
+                    count += one.getpeername()[1:2] == (port,)
     return count
 
 

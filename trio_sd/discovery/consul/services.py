@@ -119,9 +119,9 @@ def _decoded(body: bytes) -> object:
     text = body.decode("utf-8", "replace")  # as Go does
     try:
         document: object = json.loads(text)
+        return _mended(document) if "\\ud" in text.lower() else document  # only an escape can make half of a pair
     except (ValueError, RecursionError) as error:
         raise DiscoveryError(f"not JSON: {error}") from None
-    return _mended(document) if "\\ud" in text.lower() else document  # only an escape can make half of a pair
 
 
 def _mended(value: object) -> object:
