@@ -32,7 +32,7 @@ from typing import Final, NoReturn
 import trio
 
 from .discoverer import DiscovererOptions, DiscovererStatistics
-from .errors import DiscoveryError, TrioSDError, unwrapped
+from .errors import DiscoveryError, TrioSDError
 from .messages import one_line, quote
 from .targets import TargetGroup
 
@@ -104,8 +104,14 @@ class _Found:
         self.groups: dict[str, TargetGroup] = {}
         self.settled = False  # it was looked at, be it in vain
         self.read = False  # and once not in vain
+        self.refused = "nothing was found before"  # why "as it was" means nothing, or an empty text
         self.error = ""
         self.note = ""
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with what is shown of it, or an empty text."""
+        return self.error or ("was not read since the run before" if self.groups and not self.read else "")
 
 
 class Findings:
@@ -142,16 +148,20 @@ class Findings:
           groups: all of its groups, or ``None`` if they are what they were.
 
         Raises:
-          DiscoveryError: two groups have one source.
+          DiscoveryError: two groups have one source; or they are what they were, and nothing was, or nothing good.
         """
         found = self._parts[part]
         if part == CATALOG:
             self._hand_over(found)
+        if groups is None and found.refused:
+            raise DiscoveryError(f"told that nothing has changed, but {found.refused}")
         if groups is not None:
             after = {group.source: group for group in groups}
             if len(after) < len(groups):
                 twice = Counter(group.source for group in groups).most_common(1)[0][0]
-                raise DiscoveryError(f"found two target groups with the source {quote(twice)}")
+                found.refused = f"found two target groups with the source {quote(twice)}"
+                raise DiscoveryError(found.refused)
+            found.refused = ""
             before, found.groups = found.groups, after
             for source, group in after.items():
                 earlier = before.pop(source, None)
@@ -170,13 +180,19 @@ class Findings:
         """Give the parts that the catalog has added what has stood in for them, until they are read themselves."""
         for source in list(catalog.groups):
             owner = next((part for part in _owners(source) if part in self._parts), CATALOG)
-            if owner != CATALOG and not self._parts[owner].read:
-                self._parts[owner].groups[source] = catalog.groups.pop(source)
+            if owner != CATALOG:
+                found, group = self._parts[owner], catalog.groups.pop(source)
+                if not found.read:
+                    found.groups[source] = group
+                elif source not in found.groups:
+                    self._pending[source] = TargetGroup(source, ())
 
     def failed(self, part: str, error: str) -> bool:
         """Take that a part could not be read; return whether it is for another reason than before, if it was so."""
         found = self._parts[part]
         found.settled = True
+        self._unconfirmed.add(part)
+        self._confirmed = False
         before, found.error = found.error, error
         return before != error
 
@@ -190,7 +206,7 @@ class Findings:
 
     def errors(self) -> list[str]:
         """Return what fails at present."""
-        return [f"{found.shown}: {found.error}" for found in self._parts.values() if found.error]
+        return [f"{found.shown}: {error}" for found in self._parts.values() if (error := found.trouble)]
 
     def notes(self) -> list[str]:
         """Return the notes."""
@@ -220,7 +236,9 @@ class Findings:
                 return None
         self._first = self._confirmed = False
         self._pending.clear()
-        return [group for found in parts.values() for group in found.groups.values()]
+        # What was read wins over what stands in.
+        in_order = sorted(parts.values(), key=lambda found: found.read)
+        return list({group.source: group for found in in_order for group in found.groups.values()}.values())
 
     def _stand_in(self, unread: Mapping[str, _Found]) -> None:
         """Give parts that could not be read the groups that they had in the run before."""
@@ -273,7 +291,7 @@ class Polling:
 
     def note(self, part: str, note: str) -> None:
         """Tell what an operator should know of a part though nothing fails; empty to tell nothing any more."""
-        self._findings.note(part, note)
+        self._findings.note(part, one_line(note))
 
     async def poll(self, part: str, look: Look, *, interval: float, deadline: float) -> NoReturn:
         """Look at a part again and again, until cancelled.
@@ -328,7 +346,7 @@ class Polling:
             else:
                 error = DiscoveryError(f"no answer within {deadline:g} s")
         except* (TrioSDError, OSError) as errors:
-            error = unwrapped(errors)
+            error = _first_of(errors)
         self.counters["looks"] += 1
         self.counters["look_microseconds"] += round((trio.current_time() - began) * 1e6)
         if error is not None:
@@ -352,6 +370,14 @@ class Polling:
         return DiscovererStatistics(
             _excerpt(self._findings.errors()), _excerpt(self._findings.notes()), dict(self.counters)
         )
+
+
+def _first_of(errors: ExceptionGroup[Exception]) -> Exception:
+    """Return the first error of a group: the text of a group names no reason."""
+    error: Exception = errors
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _excerpt(texts: Sequence[str]) -> tuple[str, ...]:
