@@ -182,6 +182,7 @@ async def open_consul_source() -> AsyncIterator[ContractSource]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(query, "WAIT", 0.3)
             patch.setattr(discoverer, "DEADLINE", 0.6)
+            patch.setattr(discoverer, "AT_ONCE", 0.6)
             yield ConsulSource(server)
 
 

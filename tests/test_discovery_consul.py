@@ -1706,3 +1706,15 @@ async def test_the_server_is_what_consuls_own_client_makes_of_it(
 ) -> None:
     """https://pkg.go.dev/github.com/hashicorp/consul/api#NewClient"""
     assert load(tmp_path, keys)._base() == expected
+
+
+async def test_a_service_that_hangs_at_first_holds_up_the_first_full_set_for_seconds_only(
+    consul: ConsulServer, clock: MockClock
+) -> None:
+    consul.register("n", "web", port=1)
+    consul.register("n", "db", port=2)
+    consul.hang(path=WEB)
+    began = trio.current_time()
+    async with following(watching(consul.address)) as found:
+        await found.until({"db": ["127.0.0.1:2"]})
+        assert trio.current_time() - began < 30

@@ -28,7 +28,7 @@ from ...messages import one_line
 from ...polling import CATALOG, Polling
 from ...secrets import Secret
 from ...targets import TargetGroup
-from .query import DEADLINE, Place, Position, index_of
+from .query import AT_ONCE, DEADLINE, Place, Position, index_of
 from .services import parse_agent, parse_catalog, parse_instances
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ class _Consul:
         self._max_bytes = polling.options.limits.http_body_bytes
         self._counters = polling.counters
 
-    async def get(self, url: str) -> Answer:
-        """Return the answer to one query.
+    async def get(self, url: str, deadline: float) -> Answer:
+        """Return the answer to one query, which has so many seconds.
 
         Raises:
           DiscoveryError: there is none, or not the one that was hoped for.
@@ -96,7 +96,7 @@ class _Consul:
             url,
             headers=(("Accept", "application/json"),),
             credentials=self._credentials,
-            deadline=DEADLINE,
+            deadline=deadline,
             max_bytes=self._max_bytes,
         )
         if answer.status != 200:
@@ -140,10 +140,11 @@ class _Watch:
         position = self._position
         self._position = position.anew()  # where it stays, should anything fail
         began = trio.current_time()
-        answer = await self._consul.get(self._url(position.query(stale=self._allow_stale)))
+        deadline = DEADLINE if position.index else AT_ONCE
+        answer = await self._consul.get(self._url(position.query(stale=self._allow_stale)), deadline)
         index = index_of(answer.header("x-consul-index"))
         if self._allow_stale and position.goes_back(index):
-            answer = await self._consul.get(self._url(Position().query(stale=False)))
+            answer = await self._consul.get(self._url(Position().query(stale=False)), AT_ONCE)
             index = index_of(answer.header("x-consul-index"))
         found = await answer.decoded(decode) if position.is_news(index) else None
         await trio.lowlevel.checkpoint_if_cancelled()  # a part may have gone while it was decoded
@@ -199,7 +200,7 @@ class _Run:
 
     async def _learn_datacenter(self) -> None:
         if not self._datacenter:
-            answer = await self._consul.get(self._place.url("agent", "self"))
+            answer = await self._consul.get(self._place.url("agent", "self"), AT_ONCE)
             self._datacenter = await answer.decoded(parse_agent)
 
     def _is_wanted(self, service: str, tags: Sequence[str]) -> bool:

@@ -22,13 +22,16 @@ from urllib.parse import quote, urlencode
 
 from ...http_config import without_password
 
-__all__ = ["DEADLINE", "WAIT", "Place", "Position", "index_of"]
+__all__ = ["AT_ONCE", "DEADLINE", "WAIT", "Place", "Position", "index_of"]
 
 WAIT: Final = 120.0
 """Seconds for which a server is asked to wait, as in Prometheus."""
 
 DEADLINE: Final = WAIT + 15.0
 """Seconds for which to wait for an answer: servers wait up to a sixteenth longer than they are asked to."""
+
+AT_ONCE: Final = 15.0
+"""Seconds for which to wait for an answer to a query that does not block, so that none holds up the first full set."""
 
 
 @dataclass(frozen=True, slots=True)
