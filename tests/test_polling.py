@@ -929,6 +929,15 @@ def test_a_part_named_like_the_source_of_another_does_not_make_a_source_come_twi
     assert group("a:1", "new") in first, "what was just read is right"
 
 
+def test_a_part_that_is_empty_takes_nothing_from_another_that_it_is_named_like() -> None:
+    made = findings("a", "a:1", known=known(A, A1))
+    made.found("a", [group("a", "new"), group("a:1", "new")])
+    made.failed("a:1", "no")
+    assert taken(made) == [group("a", "new"), group("a:1", "new")]
+    made.found("a:1", [])
+    assert not made.take(), "it never had that group"
+
+
 # --- findings: the catalog ---
 
 

@@ -236,15 +236,14 @@ class Findings:
                 return None
         self._first = self._confirmed = False
         self._pending.clear()
-        # What was read wins over what stands in.
-        in_order = sorted(parts.values(), key=lambda found: found.read)
-        return list({group.source: group for found in in_order for group in found.groups.values()}.values())
+        return [group for found in parts.values() for group in found.groups.values()]
 
     def _stand_in(self, unread: Mapping[str, _Found]) -> None:
-        """Give parts that could not be read the groups that they had in the run before."""
+        """Give parts that could not be read the groups that they had in the run before, but what others have now."""
+        taken = {source for found in self._parts.values() if found.read for source in found.groups}
         for source, group in self._last_known().items():
             owner = next((part for part in _owners(source) if part in self._parts), CATALOG)
-            if owner in unread:
+            if owner in unread and source not in taken:
                 unread[owner].groups[source] = group
 
 
