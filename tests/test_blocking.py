@@ -425,8 +425,10 @@ def test_interrupted_again_and_again_while_leaving_it_ends(
     ):
         updates.receive(PATIENCE)
         monkeypatch.setattr(trio.lowlevel.TrioToken, "run_sync_soon", interrupt)
-    # Each of the three blocks says two things if it is interrupted, the last one as often as it takes.
-    assert left == 0
+    # Each of the three blocks says two things if it is interrupted, the last one as often as it takes. What was said
+    # before the interrupt came may have ended the engine meanwhile, and then there is nobody to say more to.
+    assert left == 0 or (after and left < times)
+    assert not [one for one in threading.enumerate() if one.name == "trio-sd engine"]
 
 
 def test_its_thread_ends_though_nobody_gets_to_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
