@@ -258,7 +258,7 @@ def test_no_distribution_replaces_a_mechanism_that_is_there(
     assert [type(one) for one in config.scrape["j"]] == [FileSDConfig]
     assert caplog.record_tuples == [
         (
-            "trio_sd.discovery",
+            "trio_sd.discovery.entry_points",
             logging.WARNING,
             (
                 'entry point file = "racks_module:RacksConfig" of trio-sd-racks 1.0 is not used: '

@@ -102,8 +102,7 @@ class _Found:
     def __init__(self, shown: str) -> None:
         self.shown = shown
         self.groups: dict[str, TargetGroup] = {}
-        self.settled = False  # it was looked at, be it in vain
-        self.read = False  # and once not in vain
+        self.read = False  # since this run began
         self.refused = "nothing was found before"  # why "as it was" means nothing, or an empty text
         self.error = ""
         self.note = ""
@@ -124,6 +123,7 @@ class Findings:
     def __init__(self, last_known: Callable[[], Mapping[str, TargetGroup]]) -> None:
         self._last_known = last_known
         self._parts: dict[str, _Found] = {}
+        self._unsettled: set[str] = set()  # parts that were not looked at yet, be it in vain
         self._first = True
         self._pending: dict[str, TargetGroup] = {}
         self._unconfirmed: set[str] = set()
@@ -132,11 +132,13 @@ class Findings:
     def add(self, part: str, shown: str) -> None:
         """Begin to wait for a part; ``shown`` is what to call it in messages."""
         self._parts[part] = _Found(shown)
+        self._unsettled.add(part)
         self._unconfirmed.add(part)
 
     def remove(self, part: str) -> None:
         """Forget a part, with all its groups."""
         found = self._parts.pop(part)
+        self._unsettled.discard(part)
         self._unconfirmed.discard(part)
         self._pending.update((source, TargetGroup(source, ())) for source in found.groups)
 
@@ -168,7 +170,8 @@ class Findings:
                 if earlier is not group and earlier != group:
                     self._pending[source] = group
             self._pending.update((source, TargetGroup(source, ())) for source in before)
-        found.settled = found.read = True
+        found.read = True
+        self._unsettled.discard(part)
         over, found.error = found.error, ""
         self._unconfirmed.discard(part)
         if not self._unconfirmed:
@@ -190,7 +193,7 @@ class Findings:
     def failed(self, part: str, error: str) -> bool:
         """Take that a part could not be read; return whether it is for another reason than before, if it was so."""
         found = self._parts[part]
-        found.settled = True
+        self._unsettled.discard(part)
         self._unconfirmed.add(part)
         self._confirmed = False
         before, found.error = found.error, error
@@ -227,7 +230,7 @@ class Findings:
 
     def _take_first(self) -> list[TargetGroup] | None:
         parts = self._parts
-        if not all(found.settled for found in parts.values()):
+        if self._unsettled:
             return None
         unread = {part: found for part, found in parts.items() if not found.read}
         if unread:
