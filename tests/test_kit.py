@@ -176,6 +176,7 @@ class Base(DiscovererConfig):
     [
         ("import no_such_module", "can't be loaded: ModuleNotFoundError: No module named 'no_such_module'"),
         ("1 / 0", "can't be loaded: ZeroDivisionError: division by zero"),
+        ("raise SystemExit(3)", "can't be loaded: SystemExit: 3"),
         ("", "can't be loaded: AttributeError: module 'm' has no attribute 'C'"),
         ("C = 1", "can't be used: it is no class that derives from trio_sd.DiscovererConfig"),
         ("class C: pass", "can't be used: it is no class that derives from trio_sd.DiscovererConfig"),

@@ -584,10 +584,10 @@ def test_a_first_look_that_overruns_is_followed_by_the_second_at_once() -> None:
         (300.0, 0.0, [0.5, 1, 2, 4, 8, 16, 30, 30]),
         (300.0, 0.5, [0.75, 1.5, 3, 6, 12, 24, 45, 45]),
         (math.inf, 1.0, [1, 2, 4, 8, 16, 32, 60, 60]),
-        (60.0, 1.0, [1, 2, 4, 8, 16, 60, 60]),
-        (60.0, 0.0, [0.5, 1, 2, 4, 8, 16, 30, 30]),
+        (60.0, 1.0, [1, 2, 4, 8, 16, 32, 60, 60]),
+        (60.0, 0.0, [0.5, 1, 2, 4, 8, 16, 60, 60]),
         (8.0, 1.0, [1, 2, 4, 8, 8]),
-        (5.0, 1.0, [1, 2, 5, 5]),
+        (5.0, 1.0, [1, 2, 4, 5, 5]),
         (5.0, 0.0, [0.5, 1, 2, 5, 5]),
         (0.25, 1.0, [0.25, 0.25]),
     ],
@@ -613,7 +613,7 @@ def test_pauses_are_drawn_from_the_upper_half_or_are_the_interval(interval: floa
     for number in range(failures):
         schedule.failed(0)
         longest = min(2.0**number, 60)
-        assert longest / 2 <= schedule.due <= min(longest, interval / 2) or schedule.due == interval <= 2 * longest
+        assert schedule.due == interval if longest >= interval else longest / 2 <= schedule.due <= longest
 
 
 @pytest.mark.parametrize(
@@ -2177,3 +2177,22 @@ async def test_a_catalog_that_can_not_be_read_after_a_reload_takes_nothing_away(
         assert told(manager)[::2] == ("failing", ["a", "b"])
         assert shown == {("a", "b")}
         nursery.cancel_scope.cancel()
+
+
+def test_a_catalog_that_is_read_does_not_make_an_empty_set_of_parts_that_are_not() -> None:
+    made = findings(CATALOG)
+    made.add("web", "web")
+    made.found(CATALOG, [])
+    made.failed("web", "403 Permission denied")
+    assert made.take() is None, "nobody knows whether there is anything"
+    made.found("web", [group("web", "1")])
+    assert made.take() == [group("web", "1")]
+
+
+@given(st.integers(1, 12), st.floats(1, 200), st.integers())
+def test_no_pause_is_longer_than_a_minute_or_the_interval(count: int, interval: float, seed: int) -> None:
+    schedule = Schedule(interval, 0, random.Random(seed))
+    for number in range(count):
+        schedule.failed(0)
+        longest = min(2.0**number, 60, interval)
+        assert longest / 2 <= schedule.due <= longest

@@ -89,9 +89,9 @@ class Schedule:
           now: the time.
           retry_after: seconds in which who was asked does not want to be asked again; ten minutes at the most count.
         """
-        pause = min(_FIRST_PAUSE * 2.0 ** min(self._failures, 60), _LONGEST_PAUSE) * (1 + self._rng.random()) / 2
-        if pause * 2 > self._interval:  # who fails is asked no more often than who does not
-            pause = self._interval
+        longest = min(_FIRST_PAUSE * 2.0 ** min(self._failures, 60), _LONGEST_PAUSE)
+        # Who fails is asked no more often than who does not.
+        pause = self._interval if longest >= self._interval else longest * (1 + self._rng.random()) / 2
         self._failures += 1
         self.due = now + max(pause, min(retry_after or 0.0, _LONGEST_WISH))
 
@@ -235,7 +235,9 @@ class Findings:
         unread = {part: found for part, found in parts.items() if not found.read}
         if unread:
             self._stand_in(unread)
-            if len(unread) == len(parts) and not any(found.groups for found in unread.values()):
+            # That a catalog was read says nothing of what is in it.
+            carriers = parts.keys() - {CATALOG} or parts.keys()
+            if carriers <= unread.keys() and not any(found.groups for found in unread.values()):
                 return None
         self._first = self._confirmed = False
         self._pending.clear()

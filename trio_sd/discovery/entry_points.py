@@ -101,7 +101,7 @@ def _load(entries: tuple[EntryPoint, ...]) -> type[DiscovererConfig]:
     try:
         loaded = entry.load()
         reason = _unfit(loaded)
-    except Exception as error:  # importing a module runs whatever stands in it
+    except (Exception, SystemExit) as error:  # importing a module runs whatever stands in it
         raise ConfigError(f"{_told(entry)} can't be loaded: {type(error).__name__}: {error}") from error
     if reason:
         raise ConfigError(f"{_told(entry)} can't be used: {reason}")
