@@ -7,8 +7,8 @@ One part tells which services there are: the catalog, which is watched by a bloc
 it names them and says nothing that only the catalog knows. Each service is a part of its own, watched by a blocking
 query for its instances. See :mod:`.query` for what the index means, and :mod:`trio_sd.polling` for what a part is.
 
-- A query is sent as soon as the one before is answered, but no more often than once in the refresh interval. So news
-  are there at once, if it was quiet for that long.
+- A query is sent as soon as the one before is answered, but no more often than once in the refresh interval; only the
+  second one comes somewhere within the first interval. So news are there at once, if it was quiet for that long.
 - A service that leaves the catalog takes its targets with it. One that has no instances is an empty group.
 - After a failure the next query does not block: what happened meanwhile is found out at once.
 """
